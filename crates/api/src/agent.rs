@@ -1,0 +1,127 @@
+//! Between the monitor and the agents. Both directions carry `Authorization: Bearer <agent token>`.
+//!
+//! | agent's endpoint | body | answer |
+//! |---|---|---|
+//! | `GET /api/v1/instance` | | [`InstanceReport`] |
+//! | `POST /api/v1/replication-accounts/{n}/ensure` | | `204`: `repl_<n>` exists, made through the binlog if it did not |
+//! | `POST /api/v1/replication-accounts/{n}/lock` | | `204`: locked with the binlog off, its dump threads are gone |
+//! | `POST /api/v1/replication-accounts/{n}/unlock` | | `204` |
+//! | `POST /api/v1/events/enable` | [`EventsRequest`] | `204`: enabled with the binlog off, scheduler on |
+//! | `POST /api/v1/events/disable` | | [`ScheduledEvents`]: those that were enabled; now none is, scheduler off |
+//! | `GET /api/v1/events` | | [`ScheduledEvents`]: those that are enabled now |
+//! | `POST /api/v1/application/ensure` | [`ApplicationRequest`] | `204`: database and user exist, through the binlog |
+//! | `POST /api/v1/shutdown` | | `202`: the server is being stopped for good |
+//! | `GET /healthz` (no token) | | `200` when the server answers, else `503` |
+
+use serde::{Deserialize, Serialize};
+use topology::observation::ServerState;
+use topology::{Address, ClusterId, Flavor, Generation, Incarnation, InstanceId, ServerId, Version};
+
+/// What an agent says of itself and its server; also the body of `POST /api/v1/agents/{id}/heartbeat`,
+/// sent every second and at once when the state changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceReport {
+    /// Of this document.
+    pub format: u32,
+    /// The instance.
+    pub id: InstanceId,
+    /// The cluster that the data belongs to; `None` until the data directory was first in one.
+    pub cluster: Option<ClusterId>,
+    /// The data directory's identity; `None` while there is no data.
+    pub incarnation: Option<Incarnation>,
+    /// Where the server listens.
+    pub address: Address,
+    /// The server's family.
+    pub flavor: Flavor,
+    /// The server binary's version.
+    pub version: Option<Version>,
+    /// The server id of this incarnation.
+    pub server_id: Option<ServerId>,
+    /// What the server process is doing.
+    pub state: ServerState,
+    /// A word about the state, such as the last exit; empty when there is nothing to say.
+    pub detail: String,
+    /// The server's process.
+    pub server_pid: Option<u32>,
+    /// Seconds since the server was started.
+    pub uptime_seconds: Option<u64>,
+    /// Free bytes where the data directory is.
+    pub disk_free_bytes: u64,
+    /// Size of that file system.
+    pub disk_total_bytes: u64,
+    /// The agent's wall clock: milliseconds since 1970 UTC.
+    pub wall_clock_unix_milliseconds: u64,
+    /// The highest generation that the agent has heard.
+    pub generation: Generation,
+}
+
+/// The monitor's answer to a heartbeat.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeartbeatReply {
+    /// Of this document.
+    pub format: u32,
+    /// The monitor's cluster.
+    pub cluster: ClusterId,
+    /// Of the roles. An agent that holds a higher one ignores the reply.
+    pub generation: Generation,
+    /// Who is the master. An agent that is not the master, and hears a generation higher than the last one
+    /// under which it was, makes its server read-only and ends its client connections.
+    pub master: Option<MasterAnnouncement>,
+    /// The incarnation that is registered under the agent's name, if one is.
+    pub registered_incarnation: Option<Incarnation>,
+}
+
+/// Who is the master.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MasterAnnouncement {
+    /// Its name.
+    pub id: InstanceId,
+    /// The data directory that is the master.
+    pub incarnation: Incarnation,
+    /// Where it listens.
+    pub address: Address,
+}
+
+/// Which scheduled events to enable.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct EventsRequest {
+    /// Those that were enabled at the former master; `None`: not known, all that replication disabled.
+    pub events: Option<Vec<ScheduledEvent>>,
+}
+
+/// A list of scheduled events.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ScheduledEvents {
+    /// In the order of schema and name.
+    pub events: Vec<ScheduledEvent>,
+}
+
+/// One scheduled event.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ScheduledEvent {
+    /// Its schema.
+    pub schema: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// The application's database and user.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplicationRequest {
+    /// The database, on which the user gets every right.
+    pub database: String,
+    /// The user, from any host.
+    pub user: String,
+    /// Its password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for ApplicationRequest {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("ApplicationRequest")
+            .field("database", &self.database)
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}

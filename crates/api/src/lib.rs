@@ -1,0 +1,13 @@
+//! The words on the wire between monitor, agents, proxies and clients, and one small client for them.
+//!
+//! Documents only: no logic. Every document that outlives a request carries `format`; a reader takes the same
+//! or an older one and refuses a newer one.
+
+pub mod agent;
+pub mod cluster;
+pub mod operation;
+pub mod problem;
+pub mod routes;
+
+/// The format of the documents that this version sends.
+pub const FORMAT: u32 = 1;

@@ -1,0 +1,23 @@
+//! What is known of a cluster and what to do about it. Values in, values out: no I/O, no clock, no randomness.
+//!
+//! ```text
+//!  Cluster (decided, stored) ─┐
+//!  InstanceView (seen) ───────┼─► Situation ─► Plan | Refusal ─► Steps, done by the monitor's executor
+//!  now ───────────────────────┘        └─────► Assessment: status of each instance, health, problems
+//! ```
+
+pub mod cluster;
+pub mod gtid;
+pub mod ids;
+pub mod observation;
+pub mod plan;
+pub mod status;
+
+pub use cluster::{Cluster, Durability, Member, Role};
+pub use ids::{
+    AccountNumber, Address, ClusterId, Generation, Incarnation, InstanceId, OperationId, ProxyId, ServerId,
+    ServerUuid,
+};
+pub use observation::{Flavor, InstanceView, Look, Moment, Observation, Version};
+pub use plan::{Change, Plan, Purpose, Reason, Refusal, Step};
+pub use status::Status;
