@@ -4,10 +4,12 @@
 //! or an older one and refuses a newer one.
 
 pub mod agent;
+pub mod client;
 pub mod cluster;
 pub mod operation;
 pub mod problem;
 pub mod routes;
+pub mod sse;
 
 /// The format of the documents that this version sends.
 pub const FORMAT: u32 = 1;

@@ -103,6 +103,35 @@ pub struct Planned {
 pub struct RegisterRequest {
     /// `Master`, `Standby` or `Slave`.
     pub role: topology::Role,
+    /// Only say what would be done.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// `POST /api/v1/instances/{id}/unregister`, `activate`, `detach`, `pause` and `resume`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ChangeRequest {
+    /// Only say what would be done.
+    pub dry_run: bool,
+}
+
+/// `POST /api/v1/stop`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StopRequest {
+    /// Only say what would be done.
+    pub dry_run: bool,
+}
+
+/// `POST /api/v1/failover`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FailoverRequest {
+    /// The instance that becomes the master.
+    pub to: Option<topology::InstanceId>,
+    /// Only say what would be done.
+    pub dry_run: bool,
 }
 
 /// `POST /api/v1/switchover`. Without `to`: to the Standby.

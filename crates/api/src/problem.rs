@@ -3,6 +3,16 @@
 use serde::{Deserialize, Serialize};
 use topology::Reason;
 
+/// The media type of a problem document.
+pub const MEDIA_TYPE: &str = "application/problem+json";
+
+/// A change was refused; `reasons` has every condition that failed.
+pub const REFUSED: &str = "/problems/refused";
+/// Another operation is running; `operation` is its id.
+pub const BUSY: &str = "/problems/operation-in-progress";
+/// There is no such thing.
+pub const NOT_FOUND: &str = "/problems/not-found";
+
 /// `application/problem+json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {

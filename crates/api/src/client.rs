@@ -1,0 +1,579 @@
+//! One small client for the HTTP interfaces of the monitor and of the agents.
+//!
+//! It is given one or more base URLs of equals (several monitors) and stays with the one that answered last.
+//! A request goes to the next one only when the connection could not be made: what may have been done is
+//! never asked for twice.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use topology::{InstanceId, OperationId, Reason, Role};
+
+use crate::cluster::{ClusterDocument, InstanceDocument};
+use crate::operation::{
+    Accepted, ChangeRequest, EventDocument, OperationDocument, Planned, RegisterRequest, StopRequest,
+    SwitchoverRequest,
+};
+use crate::problem::{self, Problem};
+use crate::sse::{ServerSentEvent, SseParser};
+
+/// The largest answer that is read, in bytes: far above any document of ours.
+const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
+
+/// A stream on which nothing came for so long is dead: the monitor sends a comment every 5 s.
+pub const STREAM_SILENCE_SECONDS: u64 = 15;
+
+/// Why a request was not answered as wished.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A base URL is not one.
+    #[error("`{url}` is not an address of a service: it must look like `http://host:port`")]
+    BadUrl {
+        /// As given.
+        url: String,
+    },
+    /// Nobody answers at any of the URLs, or not within the deadline.
+    #[error("{url} does not answer: {reason}")]
+    Unreachable {
+        /// The last one that was tried.
+        url: String,
+        /// What the attempt ended with.
+        reason: String,
+    },
+    /// Refused, with every condition that failed.
+    #[error("{}", sentences(.reasons))]
+    Refused {
+        /// Never empty.
+        reasons: Vec<Reason>,
+    },
+    /// Another operation is running.
+    #[error("{detail}")]
+    Conflict {
+        /// The one in the way.
+        operation: OperationId,
+        /// A sentence about it.
+        detail: String,
+    },
+    /// What was asked about does not exist.
+    #[error("{detail}")]
+    NotFound {
+        /// What, in a sentence.
+        detail: String,
+    },
+    /// Another status that is not a success.
+    #[error("the answer is {status}: {detail}")]
+    Status {
+        /// The HTTP status.
+        status: u16,
+        /// What the answer said.
+        detail: String,
+    },
+    /// The answer is not the document that it should be.
+    #[error("{url} answered with something unexpected: {reason}")]
+    Malformed {
+        /// What was asked.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// The answer to a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// It is being done, as an operation.
+    Accepted(OperationId),
+    /// It was only asked what would be done.
+    Planned(Planned),
+}
+
+/// A client; cheap to clone.
+#[derive(Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    bases: Arc<[String]>,
+    current: Arc<AtomicUsize>,
+    token: Option<Arc<str>>,
+    deadline: Duration,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Client")
+            .field("bases", &self.bases)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client of the service at `bases` (such as `http://127.0.0.1:3300`), with a deadline for each request.
+    ///
+    /// # Errors
+    /// [`Error::BadUrl`] when there is no base or one is not an `http://` URL.
+    pub fn new(bases: &[String], deadline: Duration) -> Result<Self, Error> {
+        let bases: Vec<String> = bases
+            .iter()
+            .map(|base| check_base(base))
+            .collect::<Result<_, _>>()?;
+        if bases.is_empty() {
+            return Err(Error::BadUrl { url: String::new() });
+        }
+        let http = reqwest::Client::builder()
+            // A proxy of the environment has no business between the parts of a cluster.
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(deadline)
+            .tcp_nodelay(true)
+            .read_timeout(Duration::from_secs(STREAM_SILENCE_SECONDS))
+            .build()
+            .map_err(|error| Error::Malformed {
+                url: bases[0].clone(),
+                reason: chain(&error),
+            })?;
+        Ok(Self {
+            http,
+            bases: bases.into(),
+            current: Arc::default(),
+            token: None,
+            deadline,
+        })
+    }
+
+    /// The same client with a bearer token on every request.
+    #[must_use]
+    pub fn with_token(mut self, token: &str) -> Self {
+        self.token = Some(token.into());
+        self
+    }
+
+    /// `GET` a JSON document.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+        let response = self.send(Method::GET, path, |request| request, true).await?;
+        read_json(response).await
+    }
+
+    /// `GET` a text.
+    pub async fn get_text(&self, path: &str) -> Result<String, Error> {
+        let response = self.send(Method::GET, path, |request| request, true).await?;
+        let url = response.url().to_string();
+        let body = read_body(response).await?;
+        String::from_utf8(body).map_err(|_| Error::Malformed {
+            url,
+            reason: "it is not UTF-8".to_owned(),
+        })
+    }
+
+    /// `POST` a document and read one.
+    pub async fn post<B: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, Error> {
+        let response = self
+            .send(Method::POST, path, |request| request.json(body), true)
+            .await?;
+        read_json(response).await
+    }
+
+    /// `POST` a document whose answer has no body.
+    pub async fn post_empty<B: Serialize + Sync>(&self, path: &str, body: &B) -> Result<(), Error> {
+        self.send(Method::POST, path, |request| request.json(body), true)
+            .await
+            .map(drop)
+    }
+
+    /// Opens a stream of server-sent events. It has no deadline of its own: whoever reads it decides how long
+    /// silence is borne (the monitor sends a comment every few seconds).
+    pub async fn events(&self, path: &str) -> Result<EventStream, Error> {
+        let response = self
+            .send(
+                Method::GET,
+                path,
+                |request| request.header("accept", "text/event-stream"),
+                false,
+            )
+            .await?;
+        Ok(EventStream {
+            url: response.url().to_string(),
+            response,
+            parser: SseParser::new(),
+            ready: VecDeque::new(),
+        })
+    }
+
+    /// Everything about the cluster.
+    pub async fn cluster(&self) -> Result<ClusterDocument, Error> {
+        self.get("/api/v1/cluster").await
+    }
+
+    /// One instance.
+    pub async fn instance(&self, id: &InstanceId) -> Result<InstanceDocument, Error> {
+        self.get(&format!("/api/v1/instances/{id}")).await
+    }
+
+    /// The newest operations, newest first.
+    pub async fn operations(&self) -> Result<Vec<OperationDocument>, Error> {
+        self.get("/api/v1/operations").await
+    }
+
+    /// One operation.
+    pub async fn operation(&self, id: &OperationId) -> Result<OperationDocument, Error> {
+        self.get(&format!("/api/v1/operations/{id}")).await
+    }
+
+    /// Events with an id above `after`, oldest first.
+    pub async fn events_after(&self, after: u64) -> Result<Vec<EventDocument>, Error> {
+        self.get(&format!("/api/v1/events?after={after}")).await
+    }
+
+    /// The role of the instance at an address, as the original service's `/role` tells it.
+    pub async fn role(&self, host: &str, port: u16) -> Result<String, Error> {
+        self.get_text(&format!("/role?host={}&port={port}", percent_encode(host)))
+            .await
+    }
+
+    /// Gives an instance a role.
+    pub async fn register(&self, id: &InstanceId, role: Role, dry_run: bool) -> Result<Answer, Error> {
+        self.change(
+            &format!("/api/v1/instances/{id}/register"),
+            &RegisterRequest { role, dry_run },
+        )
+        .await
+    }
+
+    /// `unregister`, `activate`, `detach`, `pause` or `resume` of an instance.
+    pub async fn change_instance(&self, id: &InstanceId, what: &str, dry_run: bool) -> Result<Answer, Error> {
+        self.change(
+            &format!("/api/v1/instances/{id}/{what}"),
+            &ChangeRequest { dry_run },
+        )
+        .await
+    }
+
+    /// Makes another instance the master.
+    pub async fn switchover(&self, request: &SwitchoverRequest) -> Result<Answer, Error> {
+        self.change("/api/v1/switchover", request).await
+    }
+
+    /// Stops all writes and sees them replicated, so that every server can be stopped.
+    pub async fn stop(&self, dry_run: bool) -> Result<Answer, Error> {
+        self.change("/api/v1/stop", &StopRequest { dry_run }).await
+    }
+
+    /// `POST` of a change: `202` with an operation, or `200` with a plan.
+    pub async fn change<B: Serialize + Sync>(&self, path: &str, body: &B) -> Result<Answer, Error> {
+        let response = self
+            .send(Method::POST, path, |request| request.json(body), true)
+            .await?;
+        if response.status() == StatusCode::ACCEPTED {
+            let accepted: Accepted = read_json(response).await?;
+            Ok(Answer::Accepted(accepted.operation))
+        } else {
+            read_json(response).await.map(Answer::Planned)
+        }
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        shape: impl Fn(RequestBuilder) -> RequestBuilder,
+        deadline_for_all: bool,
+    ) -> Result<Response, Error> {
+        let first = self.current.load(Ordering::Relaxed);
+        let mut last_error = None;
+        for offset in 0..self.bases.len() {
+            let index = (first + offset) % self.bases.len();
+            let url = format!("{}{path}", self.bases[index]);
+            let mut request = self.http.request(method.clone(), &url);
+            if deadline_for_all {
+                request = request.timeout(self.deadline);
+            }
+            if let Some(token) = &self.token {
+                request = request.bearer_auth(token);
+            }
+            match shape(request).send().await {
+                Ok(response) => {
+                    self.current.store(index, Ordering::Relaxed);
+                    return check_status(response).await;
+                }
+                Err(error) => {
+                    let try_next = error.is_connect() || method == Method::GET;
+                    let error = Error::Unreachable {
+                        url,
+                        reason: chain(&error.without_url()),
+                    };
+                    if !try_next {
+                        return Err(error);
+                    }
+                    last_error = Some(error);
+                }
+            }
+        }
+        Err(last_error.unwrap_or_else(|| Error::BadUrl { url: String::new() }))
+    }
+}
+
+/// A stream of server-sent events that is being read.
+#[derive(Debug)]
+pub struct EventStream {
+    url: String,
+    response: Response,
+    parser: SseParser,
+    ready: VecDeque<ServerSentEvent>,
+}
+
+impl EventStream {
+    /// The next event; `None` when the server ended the stream. Safe to cancel.
+    ///
+    /// # Errors
+    /// When the connection breaks, nothing at all (not even a keep-alive) came for
+    /// [`STREAM_SILENCE_SECONDS`], or what comes is malformed.
+    pub async fn next(&mut self) -> Result<Option<ServerSentEvent>, Error> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(Some(event));
+            }
+            let chunk = self.response.chunk().await.map_err(|error| Error::Unreachable {
+                url: self.url.clone(),
+                reason: chain(&error.without_url()),
+            })?;
+            let Some(chunk) = chunk else { return Ok(None) };
+            let events = self.parser.feed(&chunk).map_err(|error| Error::Malformed {
+                url: self.url.clone(),
+                reason: error.to_string(),
+            })?;
+            self.ready.extend(events);
+        }
+    }
+}
+
+fn check_base(base: &str) -> Result<String, Error> {
+    let bad = || Error::BadUrl { url: base.to_owned() };
+    let trimmed = base.trim_end_matches('/');
+    let authority = trimmed.strip_prefix("http://").ok_or_else(bad)?;
+    if authority.is_empty() || authority.contains(['/', '?', '#', '@', ' ']) {
+        return Err(bad());
+    }
+    reqwest::Url::parse(trimmed).map_err(|_| bad())?;
+    Ok(trimmed.to_owned())
+}
+
+async fn check_status(response: Response) -> Result<Response, Error> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let body = read_body(response).await.unwrap_or_default();
+    if let Ok(problem) = serde_json::from_slice::<Problem>(&body) {
+        return Err(from_problem(problem));
+    }
+    let text: String = String::from_utf8_lossy(&body).trim().chars().take(500).collect();
+    let detail = if text.is_empty() {
+        status.canonical_reason().unwrap_or("no reason given").to_owned()
+    } else {
+        text
+    };
+    Err(if status == StatusCode::NOT_FOUND {
+        Error::NotFound { detail }
+    } else {
+        Error::Status {
+            status: status.as_u16(),
+            detail,
+        }
+    })
+}
+
+fn from_problem(problem: Problem) -> Error {
+    match (problem.status, problem.operation) {
+        (409, Some(operation)) if problem.kind == problem::BUSY => Error::Conflict {
+            operation,
+            detail: problem.detail,
+        },
+        (409, _) if !problem.reasons.is_empty() => Error::Refused {
+            reasons: problem.reasons,
+        },
+        (404, _) => Error::NotFound {
+            detail: problem.detail,
+        },
+        (status, _) => Error::Status {
+            status,
+            detail: problem.detail,
+        },
+    }
+}
+
+async fn read_body(mut response: Response) -> Result<Vec<u8>, Error> {
+    let url = response.url().to_string();
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() <= MAX_ANSWER_BYTES => body.extend_from_slice(&chunk),
+            Ok(Some(_)) => {
+                return Err(Error::Malformed {
+                    url,
+                    reason: format!("it is longer than {MAX_ANSWER_BYTES} bytes"),
+                });
+            }
+            Ok(None) => return Ok(body),
+            Err(error) => {
+                return Err(Error::Unreachable {
+                    url,
+                    reason: chain(&error.without_url()),
+                });
+            }
+        }
+    }
+}
+
+async fn read_json<T: DeserializeOwned>(response: Response) -> Result<T, Error> {
+    let url = response.url().to_string();
+    let body = read_body(response).await?;
+    serde_json::from_slice(&body).map_err(|error| Error::Malformed {
+        url,
+        reason: error.to_string(),
+    })
+}
+
+fn sentences(reasons: &[Reason]) -> String {
+    let messages: Vec<&str> = reasons.iter().map(|reason| reason.message.as_str()).collect();
+    messages.join("; ")
+}
+
+/// An error with everything that caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// A value for a query string: everything but letters, digits, `-`, `_` and `.` becomes `%XX`.
+fn percent_encode(text: &str) -> String {
+    use fmt::Write as _;
+    text.bytes().fold(String::new(), |mut encoded, byte| {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.') {
+            encoded.push(char::from(byte));
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+        encoded
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_urls_are_checked_at_the_door() {
+        for good in ["http://127.0.0.1:3300", "http://[::1]:3300/", "http://monitor"] {
+            assert!(
+                Client::new(&[good.to_owned()], Duration::from_secs(1)).is_ok(),
+                "{good}"
+            );
+        }
+        for bad in [
+            "",
+            "127.0.0.1:3300",
+            "https://x",
+            "http://",
+            "http://a b",
+            "http://x/path",
+            "http://u:p@x",
+        ] {
+            assert!(
+                matches!(
+                    Client::new(&[bad.to_owned()], Duration::from_secs(1)),
+                    Err(Error::BadUrl { .. })
+                ),
+                "{bad}"
+            );
+        }
+        assert!(Client::new(&[], Duration::from_secs(1)).is_err());
+    }
+
+    #[test]
+    fn problems_become_what_a_caller_branches_on() {
+        let problem = |status, kind: &str, operation: Option<&str>, reasons: Vec<Reason>| {
+            from_problem(Problem {
+                kind: kind.to_owned(),
+                title: String::new(),
+                status,
+                detail: "detail".to_owned(),
+                reasons,
+                operation: operation.map(|id| id.parse().unwrap()),
+            })
+        };
+        let reasons = topology::Refusal::because("x", "y").reasons;
+        assert!(matches!(
+            problem(409, problem::BUSY, Some("op-1"), Vec::new()),
+            Error::Conflict { .. }
+        ));
+        assert!(matches!(
+            problem(409, problem::REFUSED, None, reasons),
+            Error::Refused { .. }
+        ));
+        assert!(matches!(
+            problem(404, problem::NOT_FOUND, None, Vec::new()),
+            Error::NotFound { .. }
+        ));
+        assert!(matches!(
+            problem(500, "", None, Vec::new()),
+            Error::Status { status: 500, .. }
+        ));
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_unreachable_and_the_next_url_is_tried() {
+        // A port that was just free: bound, and closed again.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let dead = format!("http://{}", listener.local_addr().unwrap());
+        drop(listener);
+        let client = Client::new(std::slice::from_ref(&dead), Duration::from_secs(2)).unwrap();
+        assert!(matches!(client.cluster().await, Err(Error::Unreachable { .. })));
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let alive = format!("http://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\nMaster")
+                .await
+                .unwrap();
+            String::from_utf8_lossy(&request[..length]).into_owned()
+        });
+        let client = Client::new(&[dead, alive], Duration::from_secs(2))
+            .unwrap()
+            .with_token("secret-token");
+        assert_eq!(client.role("::1", 3311).await.unwrap(), "Master");
+        let request = server.await.unwrap();
+        assert!(
+            request.starts_with("GET /role?host=%3A%3A1&port=3311 "),
+            "{request}"
+        );
+        assert!(
+            request.contains("authorization: Bearer secret-token"),
+            "{request}"
+        );
+        assert!(!format!("{client:?}").contains("secret-token"));
+    }
+}
