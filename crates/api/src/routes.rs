@@ -1,7 +1,41 @@
 //! Where the services lead: what the monitor tells proxies, and what they answer.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
-use topology::{Address, Generation};
+use topology::{Address, Generation, ProxyId};
+
+/// A service, as applications know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Service {
+    /// Connections to the master.
+    MysqlMaster,
+    /// Read-only connections to a healthy slave.
+    MysqlSlave,
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(match self {
+            Self::MysqlMaster => "mysql-master",
+            Self::MysqlSlave => "mysql-slave",
+        })
+    }
+}
+
+/// The path on which a proxy reads its routes. A switchover waits for the acknowledgements of those that say
+/// they are `mysql-master`; a reader that says nothing of itself is never waited for.
+#[must_use]
+pub fn routes_path(proxy: &ProxyId, service: Service) -> String {
+    format!("/routes?proxy={proxy}&service={service}")
+}
+
+/// The path to which a proxy sends its [`ProxyAck`]s.
+#[must_use]
+pub fn ack_path(proxy: &ProxyId) -> String {
+    format!("/api/v1/proxies/{proxy}/ack")
+}
 
 /// The newest routes, sent on `/routes` as server-sent events `routes`, one JSON document on one line each.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
