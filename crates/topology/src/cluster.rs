@@ -100,6 +100,10 @@ pub struct Member {
     pub paused: bool,
     /// Whom it was last told to follow by us.
     pub link: Option<InstanceId>,
+    /// The instances at which its replication account is locked, or may be: written before it is locked, and
+    /// again after it is unlocked. Locks are not replicated.
+    #[serde(default)]
+    pub fenced_at: BTreeSet<InstanceId>,
 }
 
 /// What an instance is in the cluster.

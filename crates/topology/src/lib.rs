@@ -6,6 +6,7 @@
 //!  now ───────────────────────┘        └─────► Assessment: status of each instance, health, problems
 //! ```
 
+mod change;
 pub mod cluster;
 pub mod gtid;
 pub mod ids;

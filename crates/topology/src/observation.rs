@@ -185,9 +185,11 @@ pub struct SemiSync {
     pub replica_active: bool,
 }
 
-/// A look at a server, with the time when it was finished.
+/// A look at a server. What it saw was so at some time between `began` and `at`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Look {
+    /// When it was begun.
+    pub began: Moment,
     /// When the answer (or the failure) was there.
     pub at: Moment,
     /// What was seen, or why nothing was.
@@ -253,11 +255,40 @@ pub struct InstanceView {
     pub look: Option<Look>,
     /// The newest look that succeeded; it may be the same.
     pub last_seen: Option<(Moment, Observation)>,
+    /// What the successful look before that one saw the server has, and when that look was finished. Looks at
+    /// two servers overlap; only with this can a replica be compared with a later look at its master.
+    pub earlier: Option<(Moment, Transactions)>,
     /// The newest report of its agent.
     pub agent: Option<AgentReport>,
 }
 
 impl InstanceView {
+    /// An instance of which nothing is known yet.
+    #[must_use]
+    pub fn new(id: InstanceId, address: Address) -> Self {
+        Self {
+            id,
+            address,
+            look: None,
+            last_seen: None,
+            earlier: None,
+            agent: None,
+        }
+    }
+
+    /// Takes a finished look over, in the order in which looks are finished.
+    pub fn record(&mut self, look: Look) {
+        if let Ok(seen) = &look.result {
+            self.earlier = self
+                .last_seen
+                .take()
+                .filter(|(_, before)| before.server_id == seen.server_id)
+                .map(|(at, before)| (at, before.transactions));
+            self.last_seen = Some((look.at, seen.clone()));
+        }
+        self.look = Some(look);
+    }
+
     /// What the newest look saw, if it succeeded.
     #[must_use]
     pub fn observation(&self) -> Option<&Observation> {

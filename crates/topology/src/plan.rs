@@ -1,8 +1,15 @@
 //! Plans and refusals: what is to be done, as data that explains itself.
 //!
 //! A [`Plan`] is a list of [`Step`]s that leaves its executor no choice. Every step looks before it acts and
-//! is safe to repeat. Before the point of no return (recording a [`Change::Promote`]) a failed step makes the
-//! executor undo what was done, last step first; after it, steps are repeated until they succeed.
+//! is safe to repeat. What the executor does when a step fails:
+//!
+//! - before the point of no return (recording a [`Change::Promote`]), and in plans that have none: it undoes
+//!   what was done and the failed step itself, last step first, by [`Step::undo`]. [`Purpose::Heal`] is not
+//!   undone: the rest is dropped, and the next look plans anew;
+//! - after it: the step is repeated. If [`Plan::may_be_left_to_heal`] says so and its instance does not answer,
+//!   it is passed over. If a step that may not be passed over fails for good (the acker that was chosen is
+//!   gone), the whole rest may be dropped: the state says who the master is, and `heal` reaches the
+//!   same end from there by whatever is alive then.
 
 use serde::{Deserialize, Serialize};
 
@@ -74,7 +81,8 @@ pub enum Step {
     /// Switch the source side of semi-sync and read back that it is so.
     SetSemiSyncSource { at: InstanceId, on: bool },
 
-    /// Wait until `at` has applied everything that `of` has, at most `limit_milliseconds`.
+    /// Wait until `at` has applied everything that `of` has, at most `limit_milliseconds`; then see that `of`,
+    /// which takes no writes, has everything that `at` has: else `at` is errant and the step fails.
     WaitUntilApplied {
         at: InstanceId,
         of: InstanceId,
@@ -116,12 +124,16 @@ pub enum Step {
 
     /// Make the replication account at the master, through the binlog, unless it is there. Asked of its agent.
     EnsureReplicationAccount { at: InstanceId, account: AccountNumber },
-    /// Enable the scheduled events that were enabled at `of` (all of the service's users' when that is not
-    /// known), with the binlog off, and switch the scheduler on. Asked of its agent.
-    EnableEvents { at: InstanceId },
-    /// Remember which scheduled events are enabled, disable them with the binlog off, and switch the scheduler
-    /// off. Asked of its agent.
+    /// Enable the scheduled events that [`Step::DisableEvents`] at `of` remembered (all that replication
+    /// disabled when nothing is), with the binlog off, and switch the scheduler on. Asked of its agent. The
+    /// server is writable: MySQL's `super_read_only` refuses it even with the binlog off.
+    EnableEvents { at: InstanceId, of: InstanceId },
+    /// Remember in the store which scheduled events are enabled (an earlier try's list is kept, joined), then
+    /// disable them with the binlog off, and switch the scheduler off. Asked of its agent. The server is
+    /// writable, as for [`Step::EnableEvents`].
     DisableEvents { at: InstanceId },
+    /// Switch the event scheduler; the events stay as they are.
+    SetEventScheduler { at: InstanceId, on: bool },
     /// Make the application's database and user, through the binlog, once per cluster. Asked of its agent.
     CreateApplication { at: InstanceId },
 }
@@ -149,12 +161,20 @@ pub enum Change {
         instance: InstanceId,
         source: Option<InstanceId>,
     },
-    /// `from` and `to` exchange their roles; `to` stops being an acker and following. The point of no return.
+    /// `from` and `to` exchange their roles; `to` stops being an acker and following, `from` is to follow. Whether
+    /// the master is to follow its Standby stays as it was. The point of no return.
     Promote { from: InstanceId, to: InstanceId },
     /// Recorded before the instance can acknowledge.
     AddAcker { instance: InstanceId },
     /// Recorded after the instance provably cannot acknowledge.
     RemoveAcker { instance: InstanceId },
+    /// Whether the account of `instance` is locked at `at`: recorded before it is locked, and after it is
+    /// unlocked.
+    SetFenced {
+        instance: InstanceId,
+        at: InstanceId,
+        fenced: bool,
+    },
     /// The application's database and user are there.
     ApplicationCreated,
 }
@@ -181,10 +201,18 @@ impl Refusal {
     #[must_use]
     pub fn because(code: &str, message: impl Into<String>) -> Self {
         Self {
-            reasons: vec![Reason {
-                code: code.to_owned(),
-                message: message.into(),
-            }],
+            reasons: vec![Reason::new(code, message)],
+        }
+    }
+}
+
+impl Reason {
+    /// One condition that failed.
+    #[must_use]
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Self {
+            code: code.to_owned(),
+            message: message.into(),
         }
     }
 }
@@ -211,6 +239,106 @@ impl Plan {
                     change: Change::Promote { .. }
                 }
             )
+        })
+    }
+
+    /// Whether the step at `index` may be passed over when its instance does not answer: it concerns a server
+    /// that is not to be the master, after the routes lead to the one that is, and `heal` does it when
+    /// the server returns.
+    #[must_use]
+    pub fn may_be_left_to_heal(&self, index: usize) -> bool {
+        let Some(Purpose::Switchover { from, to }) = self.point_of_no_return().map(|_| &self.purpose) else {
+            return false;
+        };
+        let published = self
+            .steps
+            .iter()
+            .position(|step| matches!(step, Step::PublishRoutes))
+            .is_some_and(|routes| routes < index);
+        self.steps.get(index).is_some_and(|step| match step {
+            // Nothing flows there: the old master takes no writes, and is led anew when it returns.
+            Step::ForgetSource { at } | Step::SetSemiSyncSource { at, on: false } => at == from,
+            Step::Follow { at, .. }
+            | Step::WaitUntilFollowing { at, .. }
+            | Step::SetAcknowledging { at, .. } => published && at != to,
+            // Only what was done is recorded: whom an instance follows is passed over with its `Follow`.
+            Step::Record {
+                change: Change::SetLink { instance, .. },
+            } => published && instance != to,
+            _ => false,
+        })
+    }
+}
+
+impl Step {
+    /// The instance that it is done at; `None` for what is done at the monitor.
+    #[must_use]
+    pub fn at(&self) -> Option<&InstanceId> {
+        match self {
+            Self::Record { .. } | Self::HoldProxies { .. } | Self::PublishRoutes => None,
+            Self::WaitUntilAcknowledged { of, .. } => Some(of),
+            Self::StopWrites { at, .. }
+            | Self::AllowWrites { at }
+            | Self::SetSemiSyncSource { at, .. }
+            | Self::WaitUntilApplied { at, .. }
+            | Self::ForgetSource { at }
+            | Self::Follow { at, .. }
+            | Self::WaitUntilFollowing { at, .. }
+            | Self::SetAcknowledging { at, .. }
+            | Self::FenceAccount { at, .. }
+            | Self::UnlockAccount { at, .. }
+            | Self::StopApplying { at }
+            | Self::StartApplying { at }
+            | Self::EnsureReplicationAccount { at, .. }
+            | Self::EnableEvents { at, .. }
+            | Self::DisableEvents { at }
+            | Self::SetEventScheduler { at, .. }
+            | Self::CreateApplication { at } => Some(at),
+        }
+    }
+
+    /// What undoes the step, done or failed half-way: `None` when there is nothing to undo, or when what is left
+    /// does no harm and is put right by `heal`.
+    #[must_use]
+    pub fn undo(&self) -> Option<Self> {
+        Some(match self {
+            Self::Record { change } => Self::Record {
+                change: change.undo()?,
+            },
+            Self::HoldProxies { .. } => Self::PublishRoutes,
+            Self::StopWrites { at, .. } => Self::AllowWrites { at: at.clone() },
+            Self::SetAcknowledging { at, on } => Self::SetAcknowledging {
+                at: at.clone(),
+                on: !on,
+            },
+            Self::FenceAccount { at, account } => Self::UnlockAccount {
+                at: at.clone(),
+                account: *account,
+            },
+            Self::StopApplying { at } => Self::StartApplying { at: at.clone() },
+            Self::StartApplying { at } => Self::StopApplying { at: at.clone() },
+            Self::DisableEvents { at } => Self::EnableEvents {
+                at: at.clone(),
+                of: at.clone(),
+            },
+            Self::SetEventScheduler { at, on } => Self::SetEventScheduler {
+                at: at.clone(),
+                on: !on,
+            },
+            // Semi-sync is never switched as an undo: a commit may wait, and would be answered unacknowledged.
+            // Who follows whom is not torn down: the state decides what becomes of it.
+            Self::SetSemiSyncSource { .. }
+            | Self::AllowWrites { .. }
+            | Self::PublishRoutes
+            | Self::WaitUntilApplied { .. }
+            | Self::WaitUntilAcknowledged { .. }
+            | Self::WaitUntilFollowing { .. }
+            | Self::ForgetSource { .. }
+            | Self::Follow { .. }
+            | Self::UnlockAccount { .. }
+            | Self::EnsureReplicationAccount { .. }
+            | Self::EnableEvents { .. }
+            | Self::CreateApplication { .. } => return None,
         })
     }
 }

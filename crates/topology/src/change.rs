@@ -1,0 +1,218 @@
+//! Changes of the stored state, and the rules that no change may break.
+
+use crate::cluster::{Cluster, Durability, Member, Role};
+use crate::ids::{AccountNumber, InstanceId};
+use crate::plan::{Change, Refusal};
+
+impl Change {
+    /// Makes the change and raises the generation.
+    ///
+    /// A change that is so already succeeds and leaves everything as it is, the generation too: a step is safe
+    /// to repeat.
+    ///
+    /// # Errors
+    /// When the state that would follow breaks a rule; the state is then as it was.
+    pub fn apply(&self, cluster: &mut Cluster) -> Result<(), Refusal> {
+        let mut next = cluster.clone();
+        self.make(&mut next)?;
+        check(&next)?;
+        if next != *cluster {
+            next.generation = cluster.generation.next();
+            *cluster = next;
+        }
+        Ok(())
+    }
+
+    /// The change that takes this one back, where that is safe whatever happened in between.
+    #[must_use]
+    pub fn undo(&self) -> Option<Self> {
+        Some(match self {
+            Self::Register { instance, .. } => Self::Unregister {
+                instance: instance.clone(),
+            },
+            Self::SetActive { instance, active } => Self::SetActive {
+                instance: instance.clone(),
+                active: !active,
+            },
+            Self::SetPaused { instance, paused } => Self::SetPaused {
+                instance: instance.clone(),
+                paused: !paused,
+            },
+            Self::RemoveAcker { instance } => Self::AddAcker {
+                instance: instance.clone(),
+            },
+            // An acker too many in the state is harmless; one too few loses writes. A fence that is written
+            // and not there is harmless too; one that is there and not written locks the instance out.
+            Self::AddAcker { .. }
+            | Self::SetFenced { .. }
+            | Self::Unregister { .. }
+            | Self::SetLink { .. }
+            | Self::Promote { .. }
+            | Self::ApplicationCreated => return None,
+        })
+    }
+
+    fn make(&self, cluster: &mut Cluster) -> Result<(), Refusal> {
+        match self {
+            Self::Register {
+                instance,
+                role,
+                incarnation,
+                server_id,
+                server_uuid,
+            } => {
+                let member = |account| Member {
+                    role: *role,
+                    incarnation: incarnation.clone(),
+                    server_id: *server_id,
+                    server_uuid: server_uuid.clone(),
+                    account,
+                    active: false,
+                    paused: false,
+                    link: None,
+                    fenced_at: std::collections::BTreeSet::new(),
+                };
+                match cluster.members.get(instance) {
+                    Some(present) if *present == member(present.account) => {}
+                    Some(_) => return Err(already_registered(instance)),
+                    None => {
+                        let account = cluster.next_account;
+                        cluster.next_account = AccountNumber(account.0 + 1);
+                        cluster.members.insert(instance.clone(), member(account));
+                    }
+                }
+            }
+            Self::Unregister { instance } => {
+                cluster.members.remove(instance);
+                for member in cluster.members.values_mut() {
+                    member.fenced_at.remove(instance);
+                    if member.link.as_ref() == Some(instance) {
+                        member.link = None;
+                    }
+                }
+            }
+            Self::SetActive { instance, active } => registered(cluster, instance)?.active = *active,
+            Self::SetPaused { instance, paused } => registered(cluster, instance)?.paused = *paused,
+            Self::SetLink { instance, source } => registered(cluster, instance)?.link.clone_from(source),
+            Self::Promote { from, to } => promote(cluster, from, to)?,
+            Self::AddAcker { instance } => {
+                registered(cluster, instance)?;
+                cluster.ackers.insert(instance.clone());
+            }
+            Self::RemoveAcker { instance } => {
+                cluster.ackers.remove(instance);
+            }
+            Self::SetFenced { instance, at, fenced } => {
+                let member = registered(cluster, instance)?;
+                if *fenced {
+                    member.fenced_at.insert(at.clone());
+                } else {
+                    member.fenced_at.remove(at);
+                }
+            }
+            Self::ApplicationCreated => cluster.application_created = true,
+        }
+        Ok(())
+    }
+}
+
+fn promote(cluster: &mut Cluster, from: &InstanceId, to: &InstanceId) -> Result<(), Refusal> {
+    let role = registered(cluster, to)?.role;
+    let old = registered(cluster, from)?;
+    if role == Role::Master && old.role != Role::Master {
+        return Ok(()); // Done already.
+    }
+    if old.role != Role::Master || from == to {
+        return Err(Refusal::because(
+            "not_the_master",
+            format!("{from} is not the master any more: ask for the switchover again"),
+        ));
+    }
+    let mutual = old.active;
+    old.role = role;
+    old.active = true;
+    old.paused = false;
+    let new = registered(cluster, to)?;
+    new.role = Role::Master;
+    new.active = mutual;
+    new.paused = false;
+    new.link = None;
+    cluster.ackers.remove(to);
+    Ok(())
+}
+
+fn registered<'a>(cluster: &'a mut Cluster, instance: &InstanceId) -> Result<&'a mut Member, Refusal> {
+    cluster
+        .members
+        .get_mut(instance)
+        .ok_or_else(|| not_registered(instance))
+}
+
+/// The refusal for an instance that is registered already.
+pub(crate) fn already_registered(instance: &InstanceId) -> Refusal {
+    Refusal::because(
+        "already_registered",
+        format!("{instance} is already registered: unregister it first to give it another role"),
+    )
+}
+
+/// The refusal for an instance that has no role.
+pub(crate) fn not_registered(instance: &InstanceId) -> Refusal {
+    Refusal::because(
+        "not_registered",
+        format!("{instance} is not registered: register it first"),
+    )
+}
+
+/// The rules that every state keeps.
+fn check(cluster: &Cluster) -> Result<(), Refusal> {
+    for (role, code) in [(Role::Master, "second_master"), (Role::Standby, "second_standby")] {
+        let mut names = cluster
+            .members
+            .iter()
+            .filter(|(_, member)| member.role == role)
+            .map(|(id, _)| id);
+        if let (Some(first), Some(second)) = (names.next(), names.next()) {
+            return Err(Refusal::because(
+                code,
+                format!("{first} and {second} cannot both be the {role}: there is at most one"),
+            ));
+        }
+    }
+    for (id, member) in &cluster.members {
+        if member.role == Role::Unregistered {
+            return Err(Refusal::because(
+                "no_role",
+                format!(
+                    "{id} cannot be registered as {}: choose Master, Standby or Slave",
+                    member.role
+                ),
+            ));
+        }
+        if member.role == Role::Master && cluster.ackers.contains(id) {
+            return Err(Refusal::because(
+                "master_acknowledges",
+                format!("{id} is the master and cannot acknowledge its own commits"),
+            ));
+        }
+    }
+    if let Some(stranger) = cluster
+        .ackers
+        .iter()
+        .find(|id| !cluster.members.contains_key(*id))
+    {
+        return Err(Refusal::because(
+            "acker_not_registered",
+            format!("{stranger} may still acknowledge commits: detach it before it is unregistered"),
+        ));
+    }
+    Ok(())
+}
+
+impl Cluster {
+    /// Whether commits are to wait for an acknowledgement.
+    #[must_use]
+    pub fn waits_for_acknowledgements(&self) -> bool {
+        self.durability == Durability::SemiSync && !self.ackers.is_empty()
+    }
+}
