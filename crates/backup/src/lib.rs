@@ -1,0 +1,3 @@
+//! Full backups: what they are made of, how they are made, kept, checked and restored.
+
+pub mod xbstream;

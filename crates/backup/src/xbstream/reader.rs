@@ -1,0 +1,280 @@
+//! Reads a stream chunk by chunk and checks everything that the format lets one check.
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+
+use super::{
+    Chunk, Content, LONGEST_PATH_BYTES, LONGEST_PAYLOAD_BYTES, MAGIC, MOST_SPARSE_ENTRIES, SparseEntry,
+    is_safe_path, without_dot,
+};
+
+/// A stream that is being read.
+pub struct Reader<R> {
+    input: R,
+    /// Bytes read so far, for error messages.
+    position: u64,
+    /// Length so far of the files that have begun; `None` once their end was seen.
+    files: HashMap<String, Option<u64>>,
+}
+
+/// Why a stream is not a good one. Positions are byte offsets in the stream.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The input itself failed.
+    #[error("cannot read the stream at byte {position}")]
+    Input {
+        /// Where.
+        position: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// The input ended within a chunk.
+    #[error("the stream is cut off within a chunk, at byte {position}")]
+    Truncated {
+        /// Where.
+        position: u64,
+    },
+    /// Not an xbstream, or a damaged one.
+    #[error("the stream is damaged at byte {position}: {what}")]
+    Damaged {
+        /// Where the chunk began.
+        position: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// The input ended at a chunk's end, but not every file did.
+    #[error("the stream ended before {} of its files did, the first is `{first}`", .count)]
+    Unfinished {
+        /// How many files.
+        count: usize,
+        /// One of them.
+        first: String,
+    },
+}
+
+impl<R: Read> Reader<R> {
+    /// A reader at the start of a stream. Reads are small: give it something buffered.
+    pub fn new(input: R) -> Self {
+        Self {
+            input,
+            position: 0,
+            files: HashMap::new(),
+        }
+    }
+
+    /// The next chunk, or `None` where the input ends at a chunk's end.
+    ///
+    /// # Errors
+    /// When the input fails, ends within a chunk, or the chunk contradicts the format: unknown type, unsafe
+    /// path, checksum, an offset that does not follow, anything after a file's end.
+    pub fn next_chunk(&mut self) -> Result<Option<Chunk>, ReadError> {
+        let start = self.position;
+        let Some(magic) = self.magic()? else {
+            return Ok(None);
+        };
+        if magic != MAGIC {
+            return Err(damaged(start, "no chunk begins here"));
+        }
+        let [flags, kind] = self.bytes()?;
+        let path = self.path(start)?;
+        let content = match kind {
+            b'E' => Content::End,
+            b'P' => self.payload(start)?,
+            b'S' => self.sparse(start)?,
+            // The flag allows a reader to skip such a chunk, but an unknown chunk has no known length.
+            other => {
+                return Err(damaged(
+                    start,
+                    format!("unknown chunk type {other:#04x} (flags {flags:#04x}) for `{path}`"),
+                ));
+            }
+        };
+        self.follow(start, &path, &content)?;
+        Ok(Some(Chunk { path, content }))
+    }
+
+    /// Asks, after the last chunk, whether every file that began also ended; returns how many there were.
+    ///
+    /// # Errors
+    /// [`ReadError::Unfinished`] otherwise.
+    pub fn finish(self) -> Result<usize, ReadError> {
+        let mut unfinished: Vec<String> = self
+            .files
+            .iter()
+            .filter(|(_, length)| length.is_some())
+            .map(|(path, _)| path.clone())
+            .collect();
+        unfinished.sort();
+        match unfinished.first() {
+            None => Ok(self.files.len()),
+            Some(first) => Err(ReadError::Unfinished {
+                count: unfinished.len(),
+                first: first.clone(),
+            }),
+        }
+    }
+
+    /// Checks that a chunk goes on where the file's last one ended.
+    fn follow(&mut self, start: u64, path: &str, content: &Content) -> Result<(), ReadError> {
+        let known = self.files.get(path).copied();
+        if known == Some(None) {
+            return Err(damaged(start, format!("`{path}` goes on after its end")));
+        }
+        let length = known.flatten().unwrap_or(0);
+        let offset = match content {
+            Content::Payload { offset, .. } | Content::Sparse { offset, .. } => *offset,
+            Content::End => length,
+        };
+        if offset != length {
+            return Err(damaged(
+                start,
+                format!("`{path}` goes on at byte {offset} instead of {length}"),
+            ));
+        }
+        self.files.insert(path.to_owned(), content.end_offset());
+        Ok(())
+    }
+
+    fn path(&mut self, start: u64) -> Result<String, ReadError> {
+        let length = u32::from_le_bytes(self.bytes()?) as usize;
+        if length > LONGEST_PATH_BYTES {
+            return Err(damaged(start, format!("a path of {length} bytes")));
+        }
+        let bytes = self.read(length)?;
+        let path = String::from_utf8(bytes).map_err(|_| damaged(start, "a path that is not UTF-8"))?;
+        let path = without_dot(&path).to_owned();
+        if is_safe_path(&path) {
+            Ok(path)
+        } else {
+            Err(damaged(
+                start,
+                format!("the path {path:?} leads outside the directory"),
+            ))
+        }
+    }
+
+    fn payload(&mut self, start: u64) -> Result<Content, ReadError> {
+        let length = self.payload_length(start)?;
+        let offset = self.offset(start, length as u64)?;
+        let checksum = u32::from_le_bytes(self.bytes()?);
+        let data = self.read(length)?;
+        check(start, checksum, &[&data])?;
+        Ok(Content::Payload { offset, data })
+    }
+
+    fn sparse(&mut self, start: u64) -> Result<Content, ReadError> {
+        let entries = u32::from_le_bytes(self.bytes()?);
+        if entries > MOST_SPARSE_ENTRIES {
+            return Err(damaged(start, format!("a sparse map of {entries} entries")));
+        }
+        let length = self.payload_length(start)?;
+        let offset = self.offset(start, length as u64)?;
+        let checksum = u32::from_le_bytes(self.bytes()?);
+        let raw_map = self.read(entries as usize * 8)?;
+        let data = self.read(length)?;
+        check(start, checksum, &[&raw_map, &data])?;
+        let map: Vec<SparseEntry> = raw_map
+            .chunks_exact(8)
+            .map(|entry| SparseEntry {
+                skip: u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]),
+                length: u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]),
+            })
+            .collect();
+        let mapped: u64 = map.iter().map(|entry| u64::from(entry.length)).sum();
+        if mapped != length as u64 {
+            return Err(damaged(
+                start,
+                format!("a sparse map of {mapped} bytes over a payload of {length}"),
+            ));
+        }
+        Ok(Content::Sparse { offset, map, data })
+    }
+
+    fn payload_length(&mut self, start: u64) -> Result<usize, ReadError> {
+        let length = u64::from_le_bytes(self.bytes()?);
+        if length > LONGEST_PAYLOAD_BYTES {
+            return Err(damaged(start, format!("a payload of {length} bytes")));
+        }
+        usize::try_from(length).map_err(|_| damaged(start, format!("a payload of {length} bytes")))
+    }
+
+    /// An offset that leaves room for a payload, so that later sums cannot overflow.
+    fn offset(&mut self, start: u64, length: u64) -> Result<u64, ReadError> {
+        let offset = u64::from_le_bytes(self.bytes()?);
+        // Files end at 2^63; a sparse map can skip at most 2^49 beyond (2^17 entries of 2^32).
+        if offset > (1 << 62) - length {
+            return Err(damaged(start, format!("the offset {offset}")));
+        }
+        Ok(offset)
+    }
+
+    /// The first bytes of a chunk, or `None` at the end of the input.
+    fn magic(&mut self) -> Result<Option<[u8; 8]>, ReadError> {
+        let mut magic = [0; 8];
+        let mut filled = 0;
+        while filled < magic.len() {
+            match self.input.read(&mut magic[filled..]) {
+                Ok(0) if filled == 0 => return Ok(None),
+                Ok(0) => {
+                    return Err(ReadError::Truncated {
+                        position: self.position + filled as u64,
+                    });
+                }
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => {
+                    return Err(ReadError::Input {
+                        position: self.position,
+                        source,
+                    });
+                }
+            }
+        }
+        self.position += magic.len() as u64;
+        Ok(Some(magic))
+    }
+
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], ReadError> {
+        let mut bytes = [0; N];
+        self.fill(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn read(&mut self, length: usize) -> Result<Vec<u8>, ReadError> {
+        let mut bytes = vec![0; length];
+        self.fill(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), ReadError> {
+        let position = self.position;
+        self.input.read_exact(bytes).map_err(|source| {
+            if source.kind() == io::ErrorKind::UnexpectedEof {
+                ReadError::Truncated { position }
+            } else {
+                ReadError::Input { position, source }
+            }
+        })?;
+        self.position += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+fn check(start: u64, checksum: u32, parts: &[&[u8]]) -> Result<(), ReadError> {
+    let mut hasher = crc32fast::Hasher::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    if hasher.finalize() == checksum {
+        Ok(())
+    } else {
+        Err(damaged(start, "the chunk's checksum does not fit its content"))
+    }
+}
+
+fn damaged(position: u64, what: impl Into<String>) -> ReadError {
+    ReadError::Damaged {
+        position,
+        what: what.into(),
+    }
+}
