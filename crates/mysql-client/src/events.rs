@@ -1,0 +1,98 @@
+//! Scheduled events of the service's users, and the scheduler that runs them.
+
+use crate::accounts::Binlog;
+use crate::connection::Row;
+use crate::error::Error;
+use crate::server::{Server, is_on};
+use crate::statements::{EVENT_DISABLED, EVENT_ON_REPLICA, identifier, literal};
+
+/// One scheduled event.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Event {
+    /// Its schema.
+    pub schema: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl Server {
+    /// Switches the event scheduler and reads it back.
+    pub async fn set_event_scheduler(&mut self, on: bool) -> Result<(), Error> {
+        let word = if on { "ON" } else { "OFF" };
+        self.execute(&format!("SET GLOBAL event_scheduler = {word}"))
+            .await?;
+        let [value] = self.settings(["event_scheduler"]).await?;
+        if is_on(&value) == on {
+            Ok(())
+        } else {
+            Err(Error::Unexpected(format!(
+                "event_scheduler was switched {word} and reads back {value}"
+            )))
+        }
+    }
+
+    /// The events that run here when the scheduler does, in the order of schema and name. Only root sees all.
+    pub async fn enabled_events(&mut self) -> Result<Vec<Event>, Error> {
+        self.events("ENABLED").await
+    }
+
+    /// The events that replication brought here disabled. Whether they were enabled where they came from is
+    /// lost.
+    pub async fn replica_disabled_events(&mut self) -> Result<Vec<Event>, Error> {
+        let status = EVENT_DISABLED.of(self.flavor);
+        self.events(status).await
+    }
+
+    /// Lets an event run on this server, and only this server knows.
+    pub async fn enable_event(&mut self, event: &Event) -> Result<(), Error> {
+        self.alter_event(event, "ENABLE").await
+    }
+
+    /// Marks an event as one that runs where it came from, and only this server knows.
+    pub async fn disable_event_on_replica(&mut self, event: &Event) -> Result<(), Error> {
+        let action = EVENT_ON_REPLICA.of(self.flavor);
+        self.alter_event(event, action).await
+    }
+
+    async fn events(&mut self, status: &str) -> Result<Vec<Event>, Error> {
+        let sql = format!(
+            "SELECT EVENT_SCHEMA AS event_schema, EVENT_NAME AS event_name FROM information_schema.EVENTS \
+             WHERE STATUS = {} ORDER BY EVENT_SCHEMA, EVENT_NAME",
+            literal(status)
+        );
+        let event = |row: &Row| {
+            Ok(Event {
+                schema: row.require("event_schema")?.to_owned(),
+                name: row.require("event_name")?.to_owned(),
+            })
+        };
+        self.query(&sql).await?.iter().map(event).collect()
+    }
+
+    /// `ALTER EVENT` makes whoever runs it the definer unless told otherwise, so the definer is told.
+    async fn alter_event(&mut self, event: &Event, action: &str) -> Result<(), Error> {
+        let Event { schema, name } = event;
+        let sql = format!(
+            "SELECT DEFINER FROM information_schema.EVENTS WHERE EVENT_SCHEMA = {} AND EVENT_NAME = {}",
+            literal(schema),
+            literal(name)
+        );
+        let definer = self
+            .query_value(&sql)
+            .await?
+            .ok_or_else(|| Error::Unexpected(format!("there is no event `{schema}`.`{name}`")))?;
+        let (user, host) = definer.rsplit_once('@').ok_or_else(|| {
+            Error::Unexpected(format!(
+                "the event `{schema}`.`{name}` has the definer `{definer}`"
+            ))
+        })?;
+        let sql = format!(
+            "ALTER DEFINER = {}@{} EVENT {}.{} {action}",
+            literal(user),
+            literal(host),
+            identifier(schema),
+            identifier(name)
+        );
+        self.execute_as(&sql, &sql, &[], Binlog::Skipped).await
+    }
+}
