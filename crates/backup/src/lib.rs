@@ -1,3 +1,6 @@
 //! Full backups: what they are made of, how they are made, kept, checked and restored.
 
+pub mod manifest;
+pub mod pack;
+pub mod unpack;
 pub mod xbstream;

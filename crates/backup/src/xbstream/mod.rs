@@ -20,7 +20,7 @@
 //! chunks: that every file came to its end is for [`Reader`]'s caller to ask ([`Reader::finish`]), and which
 //! files there must be is for the manifest to say.
 //!
-//! Source: the format's description in Percona XtraBackup's documentation, checked against the output of
+//! Source: the format's description in the documentation of Percona's `XtraBackup`, checked against the output of
 //! mariadb-backup 10.11.
 
 mod reader;

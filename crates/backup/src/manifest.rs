@@ -1,0 +1,224 @@
+//! The manifest of a full backup: written last, it makes a backup of what is in the store.
+//!
+//! Everything that a restore checks stands here: each file with length and SHA-256, each segment likewise.
+
+use std::fmt;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use topology::gtid::Transactions;
+use topology::{ClusterId, Flavor, Incarnation, InstanceId, ServerId, ServerUuid, Version};
+
+/// The format that this version writes. Older ones are read, newer ones refused.
+pub const MANIFEST_FORMAT: u32 = 1;
+
+/// A backup's name: when it began, in UTC, as `2026_11_22_03_00_00_bak`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BackupId(String);
+
+/// The text is not a backup's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a backup's name: it looks like 2026_11_22_03_00_00_bak")]
+pub struct ParseBackupIdError(String);
+
+impl BackupId {
+    /// The name of a backup that begins at `time`.
+    #[must_use]
+    pub fn at(time: Timestamp) -> Self {
+        Self(time.strftime("%Y_%m_%d_%H_%M_%S_bak").to_string())
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for BackupId {
+    type Err = ParseBackupIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts: Vec<&str> = text.split('_').collect();
+        let lengths = [4, 2, 2, 2, 2, 2];
+        let numbers = parts.len() == 7
+            && parts[6] == "bak"
+            && parts
+                .iter()
+                .zip(lengths)
+                .all(|(part, length)| part.len() == length && part.bytes().all(|byte| byte.is_ascii_digit()));
+        if numbers {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(ParseBackupIdError(text.to_owned()))
+        }
+    }
+}
+
+impl TryFrom<String> for BackupId {
+    type Error = ParseBackupIdError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<BackupId> for String {
+    fn from(id: BackupId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for BackupId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(&self.0)
+    }
+}
+
+/// Everything that is known of a backup.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Of this document.
+    pub format: u32,
+    /// The backup's name.
+    pub id: BackupId,
+    /// The cluster whose data it is.
+    pub cluster: ClusterId,
+    /// The server that was copied.
+    pub source: Source,
+    /// When the tool began and when its stream had ended.
+    pub started: Timestamp,
+    /// See `started`.
+    pub ended: Timestamp,
+    /// What the copy has and where it ends in the source's binlog.
+    pub position: BackupPosition,
+    /// How it was made.
+    pub tool: Tool,
+    /// How the segments are packed.
+    pub packing: Packing,
+    /// The objects, in the order of their numbers.
+    pub segments: Vec<Segment>,
+    /// The files, in the order of their paths.
+    pub files: Vec<File>,
+}
+
+/// The server that was copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// Its name.
+    pub instance: InstanceId,
+    /// Its data directory's identity.
+    pub incarnation: Incarnation,
+    /// `@@server_id`.
+    pub server_id: ServerId,
+    /// `@@server_uuid`; MariaDB has none.
+    pub server_uuid: Option<ServerUuid>,
+    /// Its family.
+    pub flavor: Flavor,
+    /// Its version.
+    pub version: Version,
+}
+
+/// What a copy has and where it ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupPosition {
+    /// The source's binlog file.
+    pub binlog_file: String,
+    /// Byte offset in it.
+    pub binlog_offset: u64,
+    /// MariaDB's position or MySQL's set, in the server's notation: what the restored server is told it has.
+    pub gtid: String,
+    /// What the copy has, for comparing.
+    pub transactions: Transactions,
+}
+
+/// The program that made the copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tool {
+    /// Such as `mariadb-backup`.
+    pub name: String,
+    /// As it says itself.
+    pub version: String,
+    /// Without secrets.
+    pub options: Vec<String>,
+}
+
+/// How segments are packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "compression", deny_unknown_fields)]
+pub enum Packing {
+    /// Each segment is an xbstream behind zstd.
+    Zstd {
+        /// 1 to 19.
+        level: i32,
+    },
+    /// Each segment is an xbstream behind gzip.
+    Gzip {
+        /// 1 to 9.
+        level: u32,
+    },
+}
+
+impl Packing {
+    /// What the names of segments end in.
+    #[must_use]
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::Zstd { .. } => "xbstream.zst",
+            Self::Gzip { .. } => "xbstream.gz",
+        }
+    }
+}
+
+/// One object of a backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Segment {
+    /// Below the backup's folder, such as `0001.xbstream.zst`.
+    pub name: String,
+    /// As stored.
+    pub length: u64,
+    /// Of what is stored, in lower-case hexadecimal.
+    pub sha256: String,
+}
+
+/// One file of the copied data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Relative to the data directory.
+    pub path: String,
+    /// With its holes.
+    pub length: u64,
+    /// Of the whole content, holes as zeros, in lower-case hexadecimal.
+    pub sha256: String,
+    /// The index in `segments` of the one that holds it.
+    pub segment: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_utc_times() {
+        let time: Timestamp = "2026-11-22T05:04:03+02:00".parse().unwrap();
+        let id = BackupId::at(time);
+        assert_eq!(id.as_str(), "2026_11_22_03_04_03_bak");
+        assert_eq!(id.as_str().parse::<BackupId>().unwrap(), id);
+        for text in [
+            "",
+            "2026_11_22_03_04_03",
+            "../2026_11_22_03_04_bak",
+            "2026_11_22_03_04_0x_bak",
+        ] {
+            assert!(text.parse::<BackupId>().is_err(), "{text}");
+        }
+    }
+}
