@@ -6,13 +6,22 @@
 //!  now ───────────────────────┘        └─────► Assessment: status of each instance, health, problems
 //! ```
 
+mod ackers;
 mod change;
 pub mod cluster;
 pub mod gtid;
+pub mod heal;
 pub mod ids;
 pub mod observation;
+pub mod operations;
 pub mod plan;
+mod problems;
+pub mod routes;
+mod sentences;
+pub mod situation;
 pub mod status;
+mod steps;
+pub mod switchover;
 
 pub use cluster::{Cluster, Durability, Member, Role};
 pub use ids::{
@@ -21,4 +30,6 @@ pub use ids::{
 };
 pub use observation::{Flavor, InstanceView, Look, Moment, Observation, Version};
 pub use plan::{Change, Plan, Purpose, Reason, Refusal, Step};
-pub use status::Status;
+pub use routes::{Backend, Routes, routes};
+pub use situation::{Judgement, Policy, Situation, SlaveFallback, Source};
+pub use status::{Assessment, Status, assess};

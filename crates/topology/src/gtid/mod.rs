@@ -3,7 +3,11 @@
 mod history;
 mod intervals;
 mod mariadb;
+#[cfg(test)]
+mod model;
 mod mysql;
+#[cfg(test)]
+mod scenarios;
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,0 +1,141 @@
+//! Who acknowledges the master's commits: the set that is wanted, and the steps that lead there.
+//!
+//! The stored set always contains the real one. Growing: state first, then the replica's side. Shrinking: first
+//! the instance provably cannot acknowledge, then the state. A set grows before it shrinks, and shrinks only
+//! when everybody who is to stay is seen to acknowledge.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::cluster::{Durability, Member, Role};
+use crate::ids::InstanceId;
+use crate::observation::Receiver;
+use crate::plan::{Change, Step};
+use crate::situation::{Judgement, Situation, Source};
+
+/// Two per acknowledgement that a commit waits for, so that losing either stalls nobody.
+pub(crate) const WANTED: usize = 2;
+
+/// Who should acknowledge, the first in line first: the Standby, then who does so already, then by name.
+/// `joining` are about to follow and count as if they did.
+pub(crate) fn wanted(situation: &Situation<'_>, joining: &BTreeSet<InstanceId>) -> Vec<InstanceId> {
+    if situation.cluster.durability == Durability::Async {
+        return Vec::new();
+    }
+    let ackers = &situation.cluster.ackers;
+    let mut candidates: Vec<_> = situation
+        .replicas()
+        .filter(|(id, member)| {
+            member.active
+                && (joining.contains(*id)
+                    || keeps_its_place(situation, id)
+                    || can_join(situation, id, member))
+        })
+        .map(|(id, member)| (member.role != Role::Standby, !ackers.contains(id), id.clone()))
+        .collect();
+    candidates.sort();
+    candidates.into_iter().take(WANTED).map(|(.., id)| id).collect()
+}
+
+/// Whether an acker stays one: short absences and a master's restart change nothing.
+fn keeps_its_place(situation: &Situation<'_>, id: &InstanceId) -> bool {
+    let patience = Duration::from_secs(situation.policy.acker_absence_limit_seconds);
+    if !situation.cluster.ackers.contains(id)
+        || situation.foreign(id).is_some()
+        || situation.unseen(id) > patience
+    {
+        return false;
+    }
+    let Some(seen) = situation.observation(id) else {
+        return true;
+    };
+    let (Some(master), Some(replication)) = (situation.master(), seen.replication.as_ref()) else {
+        return false;
+    };
+    let master_is_back = situation
+        .trusted(master)
+        .is_some_and(|seen| seen.uptime_seconds > patience.as_secs());
+    situation.follows(id, master)
+        && replication.applier_error.is_empty()
+        && (replication.receiver == Receiver::Running || !master_is_back)
+        && !matches!(situation.judge(id), Judgement::Errant(_))
+}
+
+fn can_join(situation: &Situation<'_>, id: &InstanceId, member: &Member) -> bool {
+    let fenced = situation
+        .master()
+        .is_some_and(|master| member.fenced_at.contains(master));
+    situation.replicates(id) && !member.paused && !fenced && situation.judge(id) == Judgement::Clean
+}
+
+/// The steps that take those out of the set who should not be in it, as far as that is provable now.
+pub(crate) fn shrink(situation: &Situation<'_>, wanted: &[InstanceId]) -> Vec<Step> {
+    let cluster = situation.cluster;
+    let complete = wanted.len() >= WANTED && wanted.iter().all(|id| situation.acknowledges(id));
+    let mut steps = Vec::new();
+    for id in &cluster.ackers {
+        let Some(member) = situation.member(id) else {
+            continue;
+        };
+        let must_go = !member.active || cluster.durability == Durability::Async;
+        if must_go || (complete && !wanted.contains(id)) {
+            steps.extend(release(situation, id, member).unwrap_or_default());
+        }
+    }
+    steps
+}
+
+/// The steps after which `id` provably cannot acknowledge and is no acker; `None` when there are none.
+pub(crate) fn release(situation: &Situation<'_>, id: &InstanceId, member: &Member) -> Option<Vec<Step>> {
+    let remove = Step::Record {
+        change: Change::RemoveAcker { instance: id.clone() },
+    };
+    let Some(seen) = situation.trusted(id) else {
+        let mut steps = fence(situation, id, member)?;
+        steps.push(remove);
+        return Some(steps);
+    };
+    let silent = !seen.semi_sync.replica_enabled && !seen.semi_sync.replica_active;
+    if silent || matches!(situation.source(id), Source::Nobody) {
+        return Some(vec![remove]);
+    }
+    // Restarting the receiver under a stopped applier makes MariaDB drop what it received.
+    let applier_stopped = seen
+        .replication
+        .as_ref()
+        .is_some_and(|replication| !replication.applier_running);
+    if applier_stopped {
+        return None;
+    }
+    Some(vec![
+        Step::SetAcknowledging {
+            at: id.clone(),
+            on: false,
+        },
+        remove,
+    ])
+}
+
+/// The steps that shut an unreachable replica out at the master; `None` when the master's agent is silent.
+fn fence(situation: &Situation<'_>, id: &InstanceId, member: &Member) -> Option<Vec<Step>> {
+    let master = situation.master()?;
+    let master_writes = situation.trusted(master).is_some_and(|seen| !seen.read_only);
+    if !master_writes || situation.agent(master).is_none() {
+        return None;
+    }
+    let mut steps = Vec::new();
+    if !member.fenced_at.contains(master) {
+        steps.push(Step::Record {
+            change: Change::SetFenced {
+                instance: id.clone(),
+                at: master.clone(),
+                fenced: true,
+            },
+        });
+    }
+    steps.push(Step::FenceAccount {
+        at: master.clone(),
+        account: member.account,
+    });
+    Some(steps)
+}

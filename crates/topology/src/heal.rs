@@ -1,0 +1,337 @@
+//! Bringing what is seen back to what was decided. Conservative: only registered instances of the recorded
+//! incarnation are touched, and what nobody decided is left to a person.
+//!
+//! Run again and again; the plan is empty when there is nothing to do. It also finishes a switchover whose plan
+//! was dropped after the point of no return, and makes a restarted master writable again.
+
+use std::collections::BTreeSet;
+
+use crate::ackers;
+use crate::cluster::{Durability, Member, Role};
+use crate::ids::InstanceId;
+use crate::observation::{Observation, Receiver};
+use crate::plan::{Change, Plan, Purpose, Step};
+use crate::situation::{Judgement, Situation, Source};
+use crate::steps::{is_to_be_led, lead, objections_to_writes, record, unfence};
+
+/// What to do now so that the cluster is as it was decided. Often nothing.
+#[must_use]
+pub fn heal(situation: &Situation<'_>) -> Plan {
+    let mut steps = restrain_replicas(situation);
+    if let Some(master) = situation.master()
+        && let Some(member) = situation.member(master)
+        && let Some(seen) = situation.trusted(master)
+    {
+        steps.extend(restrain_master(situation, master, member, seen));
+        let joined = lead_replicas(situation, master, seen, &mut steps);
+        steps.extend(if seen.read_only {
+            resume_writes(situation, master, member, seen, &joined)
+        } else {
+            tend_writable_master(situation, master, member, seen, &joined)
+        });
+    }
+    Plan::new(Purpose::Heal, steps)
+}
+
+/// What no replica may do: take writes, run events, wait for acknowledgements, acknowledge unrecorded.
+fn restrain_replicas(situation: &Situation<'_>) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for (id, member) in situation.replicas() {
+        let Some(seen) = situation.trusted(id) else {
+            continue;
+        };
+        let at = id.clone();
+        if !seen.read_only {
+            steps.push(Step::StopWrites {
+                at: at.clone(),
+                limit_milliseconds: situation.policy.stop_writes_limit_milliseconds,
+            });
+        }
+        if seen.event_scheduler {
+            steps.push(Step::SetEventScheduler {
+                at: at.clone(),
+                on: false,
+            });
+        }
+        // A read-only server has no client that waits; its own applier would wait for ever.
+        if seen.semi_sync.source_enabled && seen.read_only {
+            steps.push(Step::SetSemiSyncSource {
+                at: at.clone(),
+                on: false,
+            });
+        }
+        let acknowledges = seen.semi_sync.replica_enabled || seen.semi_sync.replica_active;
+        let shut_out = situation
+            .master()
+            .is_some_and(|master| member.fenced_at.contains(master));
+        if acknowledges && !situation.cluster.ackers.contains(id) && !shut_out {
+            let applies = seen
+                .replication
+                .as_ref()
+                .is_none_or(|replication| replication.applier_running);
+            steps.push(if applies {
+                Step::SetAcknowledging { at, on: false }
+            } else {
+                // Its receiver is not restarted under a stopped applier; so the state follows it.
+                record(Change::AddAcker { instance: at })
+            });
+        }
+        if member.active && member.paused && applies_in_spite_of_pause(seen) {
+            steps.push(Step::StopApplying { at: id.clone() });
+        }
+        if !member.active && !member.fenced_at.is_empty() {
+            steps.extend(finish_detaching(situation, id, member));
+        }
+    }
+    steps
+}
+
+fn applies_in_spite_of_pause(seen: &Observation) -> bool {
+    seen.replication
+        .as_ref()
+        .is_some_and(|replication| replication.applier_running)
+}
+
+/// An instance that was detached while it could not be reached has come back.
+fn finish_detaching(situation: &Situation<'_>, id: &InstanceId, member: &Member) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if matches!(situation.source(id), Source::Instance(_)) {
+        steps.push(Step::ForgetSource { at: id.clone() });
+    }
+    for at in &member.fenced_at {
+        if situation.trusted(at).is_some_and(|seen| !seen.read_only) {
+            steps.extend(unfence(situation, id, member, at));
+        }
+    }
+    // Without a server that can be written to, the lock stays, and so does the work.
+    if steps.len() > 1 { steps } else { Vec::new() }
+}
+
+/// What the master may not do: follow whom it was not told to, acknowledge, write while it is paused.
+fn restrain_master(
+    situation: &Situation<'_>,
+    master: &InstanceId,
+    member: &Member,
+    seen: &Observation,
+) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if let Source::Instance(source) = situation.source(master)
+        && !(member.active
+            && member.link.as_ref() == Some(source)
+            && situation.cluster.standby() == Some(source))
+    {
+        // It was promoted, and the steps after that were not all done.
+        steps.push(Step::ForgetSource { at: master.clone() });
+    }
+    if seen.semi_sync.replica_enabled || seen.semi_sync.replica_active {
+        steps.push(Step::SetAcknowledging {
+            at: master.clone(),
+            on: false,
+        });
+    }
+    if member.paused && !seen.read_only {
+        steps.push(Step::StopWrites {
+            at: master.clone(),
+            limit_milliseconds: situation.policy.stop_writes_limit_milliseconds,
+        });
+        steps.push(Step::PublishRoutes);
+    }
+    steps
+}
+
+/// Leads every active replica that went astray, lets fenced ones in, makes the wanted ones acknowledge. Gives
+/// back who acknowledges when these steps are done.
+fn lead_replicas(
+    situation: &Situation<'_>,
+    master: &InstanceId,
+    master_seen: &Observation,
+    steps: &mut Vec<Step>,
+) -> BTreeSet<InstanceId> {
+    let joining: BTreeSet<InstanceId> = situation
+        .replicas()
+        .filter(|(id, member)| {
+            let locked = member.fenced_at.contains(master) && master_seen.read_only;
+            let returned = member.fenced_at.contains(master) && returns(situation, id, member, master);
+            !locked && (is_to_be_led(situation, id, member) || returned)
+        })
+        .map(|(id, _)| id.clone())
+        .collect();
+    let wanted = ackers::wanted(situation, &joining);
+    let mut acknowledging = BTreeSet::new();
+    for (id, member) in situation.replicas() {
+        let is_acker = situation.cluster.ackers.contains(id);
+        let acknowledge = is_acker || wanted.contains(id);
+        if joining.contains(id) {
+            steps.extend(lead(situation, id, member, master, acknowledge));
+        } else if situation.replicates(id) && member.active {
+            if member.link.as_ref() != Some(master) {
+                steps.push(record(Change::SetLink {
+                    instance: id.clone(),
+                    source: Some(master.clone()),
+                }));
+            }
+            if acknowledge && !situation.acknowledges(id) && !member.paused {
+                steps.extend(begin_acknowledging(situation, id, master));
+            } else if acknowledge && !situation.acknowledges(id) {
+                continue;
+            }
+        } else {
+            continue;
+        }
+        if acknowledge {
+            acknowledging.insert(id.clone());
+        }
+    }
+    acknowledging
+}
+
+/// Whether a replica that was shut out is here again and can be let in.
+fn returns(situation: &Situation<'_>, id: &InstanceId, member: &Member, master: &InstanceId) -> bool {
+    member.active
+        && !member.paused
+        && situation.follows(id, master)
+        && situation.judge(id) == Judgement::Clean
+        && situation
+            .trusted(id)
+            .and_then(|seen| seen.replication.as_ref())
+            .is_some_and(|replication| {
+                replication.receiver != Receiver::Stopped && replication.applier_error.is_empty()
+            })
+}
+
+fn begin_acknowledging(situation: &Situation<'_>, id: &InstanceId, master: &InstanceId) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if !situation.cluster.ackers.contains(id) {
+        steps.push(record(Change::AddAcker { instance: id.clone() }));
+    }
+    steps.push(Step::SetAcknowledging {
+        at: id.clone(),
+        on: true,
+    });
+    steps.push(Step::WaitUntilFollowing {
+        at: id.clone(),
+        source: master.clone(),
+        limit_milliseconds: situation.policy.follow_limit_milliseconds,
+    });
+    steps
+}
+
+/// Makes a read-only master writable, if it is to be and nothing speaks against it.
+pub(crate) fn resume_writes(
+    situation: &Situation<'_>,
+    master: &InstanceId,
+    member: &Member,
+    seen: &Observation,
+    acknowledging: &BTreeSet<InstanceId>,
+) -> Vec<Step> {
+    if member.paused || !objections_to_writes(situation).is_empty() {
+        return Vec::new();
+    }
+    let semi_sync = situation.cluster.durability == Durability::SemiSync;
+    let has_replicas = situation.replicas().any(|(_, replica)| replica.active);
+    if semi_sync && has_replicas && acknowledging.is_empty() {
+        return Vec::new();
+    }
+    let at = master.clone();
+    let mut steps = Vec::new();
+    let wait = semi_sync && !acknowledging.is_empty();
+    if wait != seen.semi_sync.source_enabled {
+        steps.push(Step::SetSemiSyncSource {
+            at: at.clone(),
+            on: wait,
+        });
+    }
+    if wait {
+        steps.push(Step::WaitUntilAcknowledged {
+            of: at.clone(),
+            limit_milliseconds: situation.policy.acknowledge_limit_milliseconds,
+        });
+    }
+    steps.push(Step::AllowWrites { at: at.clone() });
+    steps.push(Step::PublishRoutes);
+    if !seen.event_scheduler {
+        steps.push(Step::SetEventScheduler { at, on: true });
+    }
+    steps
+}
+
+/// What a master that takes writes needs: its scheduler, semi-sync as the ackers are, the application's account,
+/// no acker too many, and the link to its Standby if that is wanted.
+fn tend_writable_master(
+    situation: &Situation<'_>,
+    master: &InstanceId,
+    member: &Member,
+    seen: &Observation,
+    acknowledging: &BTreeSet<InstanceId>,
+) -> Vec<Step> {
+    if member.paused {
+        return Vec::new();
+    }
+    let cluster = situation.cluster;
+    let at = master.clone();
+    let mut steps = Vec::new();
+    let semi_sync = cluster.durability == Durability::SemiSync;
+    if semi_sync && !seen.semi_sync.source_enabled && !acknowledging.is_empty() {
+        steps.push(Step::SetSemiSyncSource {
+            at: at.clone(),
+            on: true,
+        });
+    }
+    if !semi_sync && seen.semi_sync.source_enabled {
+        steps.push(Step::SetSemiSyncSource {
+            at: at.clone(),
+            on: false,
+        });
+    }
+    if !seen.event_scheduler {
+        steps.push(Step::SetEventScheduler {
+            at: at.clone(),
+            on: true,
+        });
+    }
+    if situation.policy.application && !cluster.application_created {
+        steps.push(Step::CreateApplication { at: at.clone() });
+        steps.push(record(Change::ApplicationCreated));
+    }
+    let released = ackers::shrink(situation, &ackers::wanted(situation, &BTreeSet::new()));
+    let leaving = released
+        .iter()
+        .filter(|step| {
+            matches!(
+                step,
+                Step::Record {
+                    change: Change::RemoveAcker { .. }
+                }
+            )
+        })
+        .count();
+    steps.extend(released);
+    if semi_sync
+        && seen.semi_sync.source_enabled
+        && cluster.ackers.len() == leaving
+        && acknowledging.len() <= leaving
+    {
+        steps.push(Step::SetSemiSyncSource { at, on: false });
+    }
+    steps.extend(reverse_link(situation, master, member));
+    steps
+}
+
+/// The master follows its Standby too, when a person wants that and the Standby has nothing that it lacks.
+fn reverse_link(situation: &Situation<'_>, master: &InstanceId, member: &Member) -> Vec<Step> {
+    let Some(standby) = situation.cluster.standby() else {
+        return Vec::new();
+    };
+    let wanted = member.active
+        && situation.source(master) == Source::Nobody
+        && situation
+            .member(standby)
+            .is_some_and(|member| member.active && member.role == Role::Standby)
+        && situation.replicates(standby)
+        && situation.judge(standby) == Judgement::Clean;
+    if wanted {
+        lead(situation, master, member, standby, false)
+    } else {
+        Vec::new()
+    }
+}

@@ -1,0 +1,246 @@
+//! Plans as sentences for people.
+
+use std::fmt;
+
+use crate::plan::{Change, Plan, Purpose, Step};
+
+impl Plan {
+    /// Every step as a sentence, in order; the one that cannot be undone says so.
+    #[must_use]
+    pub fn sentences(&self) -> Vec<String> {
+        let point_of_no_return = self.point_of_no_return();
+        self.steps
+            .iter()
+            .enumerate()
+            .map(|(index, step)| {
+                if Some(index) == point_of_no_return {
+                    format!("{step} (point of no return)")
+                } else {
+                    step.to_string()
+                }
+            })
+            .collect()
+    }
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Register { instance, role } => write!(formatter, "Register {instance} as {role}"),
+            Self::Unregister { instance } => write!(formatter, "Unregister {instance}"),
+            Self::Activate { instance } => write!(formatter, "Activate {instance}"),
+            Self::Detach { instance } => write!(formatter, "Detach {instance}"),
+            Self::Pause { instance } => write!(formatter, "Pause {instance}"),
+            Self::Resume { instance } => write!(formatter, "Resume {instance}"),
+            Self::Switchover { from, to } => write!(formatter, "Switch over from {from} to {to}"),
+            Self::Heal => write!(formatter, "Put right what is not as it was decided"),
+            Self::Quiesce { master } => {
+                write!(
+                    formatter,
+                    "Stop the writes at {master} before every server is stopped"
+                )
+            }
+        }
+    }
+}
+
+/// `on` or `off`.
+struct Switch(bool);
+
+impl fmt::Display for Switch {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(if self.0 { "on" } else { "off" })
+    }
+}
+
+/// A limit in the largest unit that shows it exactly.
+struct Limit(u64);
+
+impl fmt::Display for Limit {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            milliseconds if milliseconds.is_multiple_of(1000) => {
+                write!(formatter, "at most {} s", milliseconds / 1000)
+            }
+            milliseconds => write!(formatter, "at most {milliseconds} ms"),
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Record { change } => write!(formatter, "record that {change}"),
+            Self::HoldProxies {
+                limit_milliseconds, ..
+            } => write!(
+                formatter,
+                "have the proxies hold new connections, {}",
+                Limit(*limit_milliseconds)
+            ),
+            Self::PublishRoutes => write!(formatter, "publish the routes"),
+            Self::StopWrites {
+                at,
+                limit_milliseconds,
+            } => {
+                write!(formatter, "stop writes at {at}, {}", Limit(*limit_milliseconds))
+            }
+            Self::AllowWrites { at } => write!(formatter, "allow writes at {at}"),
+            Self::SetSemiSyncSource { at, on } => write!(
+                formatter,
+                "switch {} that commits at {at} wait for an acknowledgement",
+                Switch(*on)
+            ),
+            Self::WaitUntilApplied {
+                at,
+                of,
+                limit_milliseconds,
+            } => write!(
+                formatter,
+                "wait until {at} has applied everything that {of} has, {}",
+                Limit(*limit_milliseconds)
+            ),
+            Self::WaitUntilAcknowledged {
+                of,
+                limit_milliseconds,
+            } => write!(
+                formatter,
+                "wait until an acker has received everything that {of} has, {}",
+                Limit(*limit_milliseconds)
+            ),
+            _ => self.fmt_replication(formatter),
+        }
+    }
+}
+
+impl Step {
+    /// The steps at replicas and those asked of agents.
+    fn fmt_replication(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ForgetSource { at } => {
+                write!(formatter, "have {at} apply what it received and follow nobody")
+            }
+            Self::Follow {
+                at,
+                source,
+                account,
+                acknowledge,
+            } => {
+                let how = if *acknowledge {
+                    "acknowledging"
+                } else {
+                    "not acknowledging"
+                };
+                write!(
+                    formatter,
+                    "have {at} follow {source} as {}, {how}",
+                    account.user()
+                )
+            }
+            Self::WaitUntilFollowing {
+                at,
+                source,
+                limit_milliseconds,
+            } => write!(
+                formatter,
+                "wait until {at} streams from {source}, {}",
+                Limit(*limit_milliseconds)
+            ),
+            Self::SetAcknowledging { at, on } => write!(
+                formatter,
+                "switch {} that {at} acknowledges, restarting its receiver",
+                Switch(*on)
+            ),
+            Self::FenceAccount { at, account } => {
+                write!(
+                    formatter,
+                    "lock {} at {at} and end its connection",
+                    account.user()
+                )
+            }
+            Self::UnlockAccount { at, account } => write!(formatter, "unlock {} at {at}", account.user()),
+            Self::StopApplying { at } => write!(formatter, "stop applying at {at}"),
+            Self::StartApplying { at } => write!(formatter, "start applying at {at}"),
+            Self::EnsureReplicationAccount { at, account } => {
+                write!(formatter, "make {} at {at} unless it is there", account.user())
+            }
+            Self::EnableEvents { at, of } if at == of => {
+                write!(formatter, "enable the scheduled events at {at} again")
+            }
+            Self::EnableEvents { at, of } => {
+                write!(
+                    formatter,
+                    "enable at {at} the scheduled events that were enabled at {of}"
+                )
+            }
+            Self::DisableEvents { at } => {
+                write!(formatter, "remember and disable the scheduled events at {at}")
+            }
+            Self::SetEventScheduler { at, on } => {
+                write!(formatter, "switch the event scheduler at {at} {}", Switch(*on))
+            }
+            Self::CreateApplication { at } => {
+                write!(formatter, "make the application's database and user at {at}")
+            }
+            Self::Record { .. }
+            | Self::HoldProxies { .. }
+            | Self::PublishRoutes
+            | Self::StopWrites { .. }
+            | Self::AllowWrites { .. }
+            | Self::SetSemiSyncSource { .. }
+            | Self::WaitUntilApplied { .. }
+            | Self::WaitUntilAcknowledged { .. } => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Register { instance, role, .. } => write!(formatter, "{instance} is registered as {role}"),
+            Self::Unregister { instance } => write!(formatter, "{instance} is not registered"),
+            Self::SetActive {
+                instance,
+                active: true,
+            } => write!(formatter, "{instance} is active"),
+            Self::SetActive {
+                instance,
+                active: false,
+            } => write!(formatter, "{instance} is detached"),
+            Self::SetPaused {
+                instance,
+                paused: true,
+            } => write!(formatter, "{instance} is paused"),
+            Self::SetPaused {
+                instance,
+                paused: false,
+            } => write!(formatter, "{instance} is not paused"),
+            Self::SetLink {
+                instance,
+                source: Some(source),
+            } => {
+                write!(formatter, "{instance} was told to follow {source}")
+            }
+            Self::SetLink {
+                instance,
+                source: None,
+            } => write!(formatter, "{instance} was told to follow nobody"),
+            Self::Promote { from, to } => write!(formatter, "{to} is the Master, and {from} what {to} was"),
+            Self::AddAcker { instance } => write!(formatter, "{instance} may acknowledge"),
+            Self::RemoveAcker { instance } => write!(formatter, "{instance} cannot acknowledge"),
+            Self::SetFenced {
+                instance,
+                at,
+                fenced: true,
+            } => write!(formatter, "{instance} is shut out at {at}"),
+            Self::SetFenced {
+                instance,
+                at,
+                fenced: false,
+            } => {
+                write!(formatter, "{instance} is not shut out at {at}")
+            }
+            Self::ApplicationCreated => write!(formatter, "the application's database and user are there"),
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! The planned change of the master while it is alive: what must hold before, and the steps in the order in
+//! which no acknowledged write can be lost.
+
+use crate::cluster::{Durability, Member, Role};
+use crate::ids::InstanceId;
+use crate::observation::{Observation, Receiver};
+use crate::operations::{agent_silent, errant, known, objections_to_following, unusable};
+use crate::plan::{Change, Plan, Purpose, Reason, Refusal, Step};
+use crate::situation::{Situation, Source};
+use crate::steps::{lead, record, refuse_if_any};
+
+/// What is said wherever a failover is asked for.
+pub const NO_FAILOVER: &str =
+    "automatic failover is not available yet: a crashed Master is started again and goes on as Master";
+
+/// Every failover is refused with this.
+#[must_use]
+pub fn no_failover() -> Refusal {
+    Refusal::because("failover_not_available", NO_FAILOVER)
+}
+
+/// Makes `to`, by default the Standby, the master.
+///
+/// # Errors
+/// Names every condition that does not hold.
+pub fn switchover(situation: &Situation<'_>, to: Option<&InstanceId>) -> Result<Plan, Refusal> {
+    let Some(from) = situation.master() else {
+        return Err(Refusal::because(
+            "no_master",
+            "no master is registered: register one",
+        ));
+    };
+    let Some(to) = to.or_else(|| situation.cluster.standby()) else {
+        return Err(Refusal::because(
+            "no_standby",
+            "there is no Standby to switch over to: name a Slave, or register a Standby",
+        ));
+    };
+    known(situation, to)?;
+    let Some(target) = situation.member(to) else {
+        return Err(Refusal::because(
+            "not_registered",
+            format!("{to} is not registered: register and activate it first"),
+        ));
+    };
+    if from == to {
+        return Err(Refusal::because(
+            "is_master",
+            format!("{to} is the Master already: nothing to do"),
+        ));
+    }
+    let mut reasons = objections_at_master(situation, from);
+    reasons.extend(objections_at_target(situation, from, to, target));
+    let acker = choose_acker(situation, from, to);
+    if situation.cluster.durability == Durability::SemiSync && acker.is_none() {
+        reasons.push(Reason::new(
+            "no_acker",
+            format!("nobody could acknowledge the commits of {to}: activate another Slave, or repair {from}"),
+        ));
+    }
+    refuse_if_any(reasons)?;
+    let Some(old) = situation.member(from) else {
+        return Err(Refusal::because(
+            "no_master",
+            "no master is registered: register one",
+        ));
+    };
+    let mut plan = Plan::new(
+        Purpose::Switchover {
+            from: from.clone(),
+            to: to.clone(),
+        },
+        steps(situation, (from, old), (to, target), acker),
+    );
+    plan.warnings = warnings(situation, from, to);
+    Ok(plan)
+}
+
+fn objections_at_master(situation: &Situation<'_>, from: &InstanceId) -> Vec<Reason> {
+    let Some(seen) = situation.trusted(from) else {
+        return vec![unusable(situation, from)];
+    };
+    let mut reasons = Vec::new();
+    if situation.member(from).is_some_and(|member| member.paused) {
+        reasons.push(Reason::new(
+            "master_paused",
+            format!("the Master {from} is paused: resume it first"),
+        ));
+    } else if seen.read_only {
+        reasons.push(Reason::new(
+            "master_not_writable",
+            format!("the Master {from} takes no writes yet: `status` says why"),
+        ));
+    }
+    if situation.agent(from).is_none() {
+        reasons.push(agent_silent(from));
+    }
+    let Some(preflight) = &seen.preflight else {
+        reasons.push(not_looked(from));
+        return reasons;
+    };
+    let limit_seconds = situation.policy.transaction_age_limit_seconds;
+    if let Some(age_seconds) = preflight.oldest_transaction_seconds
+        && age_seconds > limit_seconds
+    {
+        reasons.push(Reason::new(
+            "long_transaction",
+            format!(
+                "an application holds a transaction open at {from} for {age_seconds} s, and {limit_seconds} s \
+                 is the limit: end it first, it would be lost"
+            ),
+        ));
+    }
+    if preflight.prepared_xa_transactions > 0 {
+        reasons.push(Reason::new(
+            "prepared_xa",
+            format!(
+                "{from} holds {} prepared XA transactions, which could commit after writes are stopped: commit \
+                 or roll them back first",
+                preflight.prepared_xa_transactions
+            ),
+        ));
+    }
+    reasons
+}
+
+fn objections_at_target(
+    situation: &Situation<'_>,
+    from: &InstanceId,
+    to: &InstanceId,
+    target: &Member,
+) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    if !target.active {
+        reasons.push(Reason::new(
+            "detached",
+            format!("{to} is detached: activate it first"),
+        ));
+    }
+    if target.paused {
+        reasons.push(Reason::new("paused", format!("{to} is paused: resume it first")));
+    }
+    let Some(seen) = situation.trusted(to) else {
+        reasons.push(unusable(situation, to));
+        return reasons;
+    };
+    if situation.agent(to).is_none() {
+        reasons.push(agent_silent(to));
+    }
+    reasons.extend(objections_to_replication(situation, from, to, seen));
+    reasons.extend(errant(situation, to));
+    if let Some(master) = situation.trusted(from) {
+        reasons.extend(objections_to_following(to, seen, from, master));
+    }
+    match &seen.preflight {
+        None => reasons.push(not_looked(to)),
+        Some(preflight) => reasons.extend(preflight.exclusive_work.iter().map(|work| {
+            Reason::new(
+                "busy",
+                format!("{to} is busy with {work}: wait for its end or cancel it"),
+            )
+        })),
+    }
+    reasons
+}
+
+fn objections_to_replication(
+    situation: &Situation<'_>,
+    from: &InstanceId,
+    to: &InstanceId,
+    seen: &Observation,
+) -> Vec<Reason> {
+    let Some(replication) = seen.replication.as_ref().filter(|_| situation.follows(to, from)) else {
+        let whom = crate::operations::whom(situation, to);
+        return vec![Reason::new(
+            "does_not_follow",
+            format!("{to} follows {whom}, not the Master {from}: activate it first"),
+        )];
+    };
+    let mut reasons = Vec::new();
+    if replication.receiver != Receiver::Running {
+        reasons.push(Reason::new(
+            "receiver",
+            format!(
+                "{to} does not receive from {from}{}: repair its replication first",
+                because(&replication.receiver_error)
+            ),
+        ));
+    }
+    if !replication.applier_running {
+        reasons.push(Reason::new(
+            "applier",
+            format!(
+                "{to} does not apply{}: repair its replication first",
+                because(&replication.applier_error)
+            ),
+        ));
+    }
+    let limit_seconds = situation.policy.lag_limit_seconds;
+    match replication.lag_seconds {
+        Some(lag_seconds) if lag_seconds > limit_seconds => reasons.push(Reason::new(
+            "lag",
+            format!("{to} is {lag_seconds} s behind, and {limit_seconds} s is the limit: wait until it has caught up"),
+        )),
+        None if reasons.is_empty() => reasons.push(Reason::new(
+            "lag",
+            format!("how far {to} is behind is not known: wait until it has caught up"),
+        )),
+        _ => {}
+    }
+    reasons
+}
+
+fn because(error: &str) -> String {
+    if error.is_empty() {
+        String::new()
+    } else {
+        format!(" ({error})")
+    }
+}
+
+fn not_looked(id: &InstanceId) -> Reason {
+    Reason::new(
+        "not_looked_thoroughly",
+        format!("{id} was not looked at thoroughly: try again in a second"),
+    )
+}
+
+/// Who acknowledges the new master's first commits: a present acker, else another replica, else the old master.
+fn choose_acker<'a>(
+    situation: &Situation<'a>,
+    from: &'a InstanceId,
+    to: &InstanceId,
+) -> Option<&'a InstanceId> {
+    if situation.cluster.durability == Durability::Async {
+        return None;
+    }
+    let fit = |id: &InstanceId, member: &Member| {
+        id != to && !member.fenced_at.contains(to) && movable(situation, id, member)
+    };
+    let ackers = &situation.cluster.ackers;
+    let mut replicas: Vec<_> = situation
+        .replicas()
+        .filter(|(id, member)| fit(id, member))
+        .collect();
+    replicas.sort_by_key(|(id, member)| (!ackers.contains(*id), member.role != Role::Standby, *id));
+    let old_master = situation
+        .member(from)
+        .filter(|member| situation.trusted(from).is_some() && !member.fenced_at.contains(to))
+        .map(|_| from);
+    replicas.first().map(|(id, _)| *id).or(old_master)
+}
+
+/// Whether a replica can be led to another source at once: all that it received is applied in a moment.
+fn movable(situation: &Situation<'_>, id: &InstanceId, member: &Member) -> bool {
+    member.active
+        && !member.paused
+        && situation.replicates(id)
+        && situation
+            .observation(id)
+            .and_then(|seen| seen.replication.as_ref()?.lag_seconds)
+            .is_some_and(|lag_seconds| lag_seconds <= situation.policy.lag_limit_seconds)
+}
+
+fn steps(
+    situation: &Situation<'_>,
+    (from, old): (&InstanceId, &Member),
+    (to, target): (&InstanceId, &Member),
+    acker: Option<&InstanceId>,
+) -> Vec<Step> {
+    let mut steps = before_the_point_of_no_return(situation, from, old, to);
+    steps.push(record(Change::Promote {
+        from: from.clone(),
+        to: to.clone(),
+    }));
+    steps.extend(promotion(situation, from, to, acker));
+    steps.push(Step::PublishRoutes);
+    steps.push(Step::EnableEvents {
+        at: to.clone(),
+        of: from.clone(),
+    });
+    if situation.acknowledges(to) {
+        // It acknowledged as a replica; at the master this side stays off, also on a link to its Standby.
+        steps.push(Step::SetAcknowledging {
+            at: to.clone(),
+            on: false,
+        });
+    }
+    for (id, member) in situation.replicas() {
+        if id != to && Some(id) != acker && may_be_moved(situation, id, member, from, to) {
+            steps.extend(lead(
+                situation,
+                id,
+                member,
+                to,
+                situation.cluster.ackers.contains(id),
+            ));
+        }
+    }
+    if Some(from) != acker {
+        let remaining = situation.cluster.ackers.iter().filter(|id| *id != to).count();
+        let joins = situation.cluster.durability == Durability::SemiSync
+            && (target.role == Role::Standby || remaining < crate::ackers::WANTED)
+            && !old.fenced_at.contains(to);
+        steps.extend(lead(situation, from, old, to, joins));
+    }
+    steps
+}
+
+/// Everything that can be undone. The events go first: they can be disabled only while the server is writable,
+/// and applications do not wait for it.
+fn before_the_point_of_no_return(
+    situation: &Situation<'_>,
+    from: &InstanceId,
+    old: &Member,
+    to: &InstanceId,
+) -> Vec<Step> {
+    let policy = situation.policy;
+    vec![
+        Step::EnsureReplicationAccount {
+            at: from.clone(),
+            account: old.account,
+        },
+        Step::DisableEvents { at: from.clone() },
+        Step::HoldProxies {
+            candidate: to.clone(),
+            limit_milliseconds: policy.hold_limit_milliseconds,
+        },
+        Step::StopWrites {
+            at: from.clone(),
+            limit_milliseconds: policy.stop_writes_limit_milliseconds,
+        },
+        Step::WaitUntilApplied {
+            at: to.clone(),
+            of: from.clone(),
+            limit_milliseconds: policy.catch_up_limit_milliseconds,
+        },
+    ]
+}
+
+/// From the record to the first write: nobody can commit at either server, and what the new master commits is
+/// acknowledged by somebody of the recorded set.
+fn promotion(
+    situation: &Situation<'_>,
+    from: &InstanceId,
+    to: &InstanceId,
+    acker: Option<&InstanceId>,
+) -> Vec<Step> {
+    let mut steps = vec![Step::ForgetSource { at: to.clone() }];
+    if situation.source(from) != Source::Nobody {
+        steps.push(Step::ForgetSource { at: from.clone() });
+    }
+    if situation
+        .trusted(from)
+        .is_some_and(|seen| seen.semi_sync.source_enabled)
+    {
+        // It is read-only and nobody waits there; as a replica its own applier would wait for ever.
+        steps.push(Step::SetSemiSyncSource {
+            at: from.clone(),
+            on: false,
+        });
+    }
+    if let Some(acker) = acker
+        && let Some(member) = situation.member(acker)
+    {
+        steps.push(Step::SetSemiSyncSource {
+            at: to.clone(),
+            on: true,
+        });
+        steps.extend(lead(situation, acker, member, to, true));
+    }
+    steps.push(Step::AllowWrites { at: to.clone() });
+    steps
+}
+
+/// Whether a remaining replica is led to the new master by the plan. Paused ones and those out of reach follow
+/// when they are resumed or return.
+fn may_be_moved(
+    situation: &Situation<'_>,
+    id: &InstanceId,
+    member: &Member,
+    from: &InstanceId,
+    to: &InstanceId,
+) -> bool {
+    member.active
+        && !member.paused
+        && situation.follows(id, from)
+        && situation.replicates(id)
+        && !member.fenced_at.contains(to)
+}
+
+fn warnings(situation: &Situation<'_>, from: &InstanceId, to: &InstanceId) -> Vec<String> {
+    situation
+        .replicas()
+        .filter(|(id, member)| *id != to && member.active && !may_be_moved(situation, id, member, from, to))
+        .map(|(id, member)| {
+            let when = if member.paused {
+                "when it is resumed"
+            } else {
+                "when it can be reached and follows"
+            };
+            format!("{id} will be led to {to} {when}")
+        })
+        .collect()
+}
