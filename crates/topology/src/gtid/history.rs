@@ -3,19 +3,21 @@
 //! A domain's history is a line of transactions, each written by some server after everything that server
 //! had. What decides here:
 //!
-//! 1. *A server's own transactions are one line.* Who has one of them has that server's earlier ones. Server
-//!    ids are therefore unique per incarnation: an id that is used again breaks this.
+//! 1. *A server's own transactions are one line.* Who has one of them has that server's earlier ones. An id
+//!    that is used again breaks this (server ids are unique per incarnation), and so does a server that cut off
+//!    transactions which another one has (`init_rpl_role=SLAVE` after a crash) and later writes on.
 //! 2. *Sequences grow along a binlog* (`gtid_strict_mode`). They do not tell one line from another: an old
 //!    master's 0-1-12 and 0-1-13 are not contained in the new one's 0-2-15 (the history forked after 0-1-11).
-//! 3. *Nothing is restored twice*: a server's binlog holds everything that it has beyond its base. With an
-//!    empty base the comparison per domain and server is therefore exact.
-//! 4. *A master numbers without gaps*, so that two binlogs with one transaction in common are the same up to
-//!    it. Only what a base hides is decided by this.
+//! 3. *A binlog holds everything that its server has beyond its base* (`log_slave_updates`). With an empty base
+//!    the comparison per domain and server is therefore exact.
+//! 4. *Two binlogs with one transaction in common are the same up to it.* MariaDB's replication itself goes by
+//!    this: a replica's position must be in its source's binlog, and nothing before it is looked at. With 2, an
+//!    errant transaction can only break it by taking a number that the other line has lost.
 //!
 //! A base hides which servers wrote the transactions before it. It is known to have its own server's, and
 //! not to have a later sequence, nor the same sequence of another server. A lower sequence of another server
-//! is contained if the other history goes through a later transaction that is here too (by 2 and 4); else it
-//! may belong to a line that was left behind, and the answer is unknown.
+//! is contained if the other history goes through a later transaction that is here too (by 4); else it may
+//! belong to a line that was left behind, and the answer is unknown.
 
 use std::fmt;
 
