@@ -1,0 +1,200 @@
+//! How a server's memory is divided: pure arithmetic from one number.
+//!
+//! ```text
+//!  memory = fixed + pool × 1.06 + connections × per connection + reserve
+//! ```
+//! The fixed parts and the cost of a connection were measured on MariaDB 10.11.19 and MySQL 9.7.4: resident
+//! memory of an idle server without its pool, and its growth when connections run sorting and joining queries.
+
+use topology::Flavor;
+
+use crate::config::Memory;
+
+const MEBIBYTE: u64 = 1 << 20;
+
+/// The sizes that follow from the memory a server may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// `innodb_buffer_pool_size`, a multiple of chunk × instances.
+    pub buffer_pool_bytes: u64,
+    /// `innodb_buffer_pool_chunk_size`; a pool that is no multiple of it would be rounded up.
+    pub buffer_pool_chunk_bytes: u64,
+    /// `innodb_buffer_pool_instances` (MySQL).
+    pub buffer_pool_instances: u64,
+    /// `innodb_log_file_size`, `innodb_redo_log_capacity`.
+    pub redo_log_bytes: u64,
+    /// `max_connections`.
+    pub max_connections: u64,
+    /// `tmp_table_size` and `max_heap_table_size`: of each temporary table in memory.
+    pub temporary_table_bytes: u64,
+    /// `temptable_max_ram` (MySQL): of all temporary tables together.
+    pub temporary_tables_bytes: u64,
+    /// `table_open_cache`.
+    pub open_tables: u64,
+    /// `performance_schema` (MySQL).
+    pub performance_schema: bool,
+}
+
+/// What a connection takes when it works: stack, network and sort buffers, a temporary table now and then.
+fn per_connection_bytes(flavor: Flavor) -> u64 {
+    match flavor {
+        Flavor::Mariadb => MEBIBYTE,
+        Flavor::Mysql => 3 * MEBIBYTE / 2,
+    }
+}
+
+/// What an idle server takes beside its buffer pool.
+fn fixed_bytes(flavor: Flavor, performance_schema: bool) -> u64 {
+    match (flavor, performance_schema) {
+        (Flavor::Mariadb, _) => 80 * MEBIBYTE,
+        (Flavor::Mysql, false) => 190 * MEBIBYTE,
+        (Flavor::Mysql, true) => 400 * MEBIBYTE,
+    }
+}
+
+impl Sizes {
+    /// The sizes for a server that may use `memory`, at least 256 MiB.
+    #[must_use]
+    pub fn of(memory: Memory, flavor: Flavor) -> Self {
+        let total = memory.bytes.max(256 * MEBIBYTE);
+        // The performance schema costs 200 MiB; below 2 GiB the pool needs them more.
+        let performance_schema = flavor == Flavor::Mysql && total >= 2048 * MEBIBYTE;
+        let after_fixed = total.saturating_sub(fixed_bytes(flavor, performance_schema));
+        let per_connection = per_connection_bytes(flavor);
+        // A quarter for connections: 400 of them on a machine of 2 GiB. Twenty are the least with which the
+        // monitor, replicas, a backup and a small application get along.
+        let max_connections = (after_fixed / 4 / per_connection).clamp(20, 5000);
+        let for_pool = after_fixed.saturating_sub(max_connections * per_connection);
+        // The pool's own bookkeeping takes 6 %, and a tenth is left for dictionary, binlog and network.
+        let (pool, chunk, instances) = buffer_pool(for_pool * 85 / 100);
+        Self {
+            buffer_pool_bytes: pool,
+            buffer_pool_chunk_bytes: chunk,
+            buffer_pool_instances: instances,
+            redo_log_bytes: (pool / 2).clamp(48 * MEBIBYTE, 4096 * MEBIBYTE) / MEBIBYTE * MEBIBYTE,
+            max_connections,
+            temporary_table_bytes: (total / 128).clamp(2 * MEBIBYTE, 64 * MEBIBYTE),
+            temporary_tables_bytes: (total / 32).clamp(4 * MEBIBYTE, 1024 * MEBIBYTE),
+            open_tables: (total / MEBIBYTE).clamp(400, 4000),
+            performance_schema,
+        }
+    }
+
+    /// The most that a full server takes by these sizes.
+    #[must_use]
+    pub fn most_bytes(&self, flavor: Flavor) -> u64 {
+        fixed_bytes(flavor, self.performance_schema)
+            + self.buffer_pool_bytes * 106 / 100
+            + self.max_connections * per_connection_bytes(flavor)
+    }
+}
+
+/// Pool, chunk and number of instances that fit into `bytes`; the pool is never less than 16 MiB.
+fn buffer_pool(bytes: u64) -> (u64, u64, u64) {
+    let gibibyte = 1024 * MEBIBYTE;
+    let (chunk, instances) = if bytes < gibibyte {
+        (8 * MEBIBYTE, 1)
+    } else {
+        (128 * MEBIBYTE, (bytes / gibibyte).min(8))
+    };
+    let unit = chunk * instances;
+    let pool = (bytes / unit * unit).max(16 * MEBIBYTE);
+    (pool, chunk, instances)
+}
+
+/// What a server may use: what was configured, else the limit of this process's cgroup, else half of the
+/// machine, whose other half belongs to the file system's cache and to whatever else runs there.
+#[must_use]
+pub fn available(configured: Option<Memory>) -> Memory {
+    if let Some(memory) = configured {
+        return memory;
+    }
+    let machine = machine_bytes().unwrap_or(1024 * MEBIBYTE);
+    let bytes = match cgroup_limit_bytes() {
+        // A tenth of a cgroup is left for the agent and the page cache that is charged to it.
+        Some(limit) if limit < machine => limit / 10 * 9,
+        _ => machine / 2,
+    };
+    Memory {
+        bytes: bytes.max(256 * MEBIBYTE),
+    }
+}
+
+fn machine_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    parse_meminfo(&text)
+}
+
+fn parse_meminfo(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+/// The smallest limit on the way from this process's cgroup to the root (version 2), or version 1's.
+fn cgroup_limit_bytes() -> Option<u64> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let root = std::path::Path::new("/sys/fs/cgroup");
+    let mut limits = Vec::new();
+    for line in own.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        let (base, file) = match controllers {
+            "" => (root.to_path_buf(), "memory.max"),
+            names if names.split(',').any(|name| name == "memory") => {
+                (root.join("memory"), "memory.limit_in_bytes")
+            }
+            _ => continue,
+        };
+        let relative = std::path::Path::new(path.trim_start_matches('/'));
+        // In a container the path is the host's, while the mount shows the container's own group at its root.
+        for ancestor in relative.ancestors() {
+            let text = std::fs::read_to_string(base.join(ancestor).join(file));
+            limits.extend(text.ok().and_then(|text| text.trim().parse::<u64>().ok()));
+        }
+    }
+    limits.into_iter().min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_full_server_stays_within_its_memory(mebibytes in 256_u64..2_000_000, mysql: bool) {
+            let flavor = if mysql { Flavor::Mysql } else { Flavor::Mariadb };
+            let memory = Memory { bytes: mebibytes << 20 };
+            let sizes = Sizes::of(memory, flavor);
+            // MySQL's fixed part alone is most of 256 MiB: there the least pool and connections are kept.
+            if mebibytes >= 300 {
+                prop_assert!(sizes.most_bytes(flavor) <= memory.bytes, "{sizes:?}");
+            }
+            prop_assert_eq!(
+                sizes.buffer_pool_bytes % (sizes.buffer_pool_chunk_bytes * sizes.buffer_pool_instances), 0
+            );
+            prop_assert!(sizes.max_connections >= 20);
+        }
+
+        #[test]
+        fn more_memory_is_never_a_smaller_server(mebibytes in 256_u64..100_000, more in 0_u64..1000) {
+            let small = Sizes::of(Memory { bytes: mebibytes << 20 }, Flavor::Mariadb);
+            let large = Sizes::of(Memory { bytes: (mebibytes + more) << 20 }, Flavor::Mariadb);
+            prop_assert!(large.max_connections >= small.max_connections);
+            prop_assert!(large.open_tables >= small.open_tables);
+        }
+    }
+
+    #[test]
+    fn what_is_configured_wins_and_the_machine_is_read() {
+        let configured = Memory { bytes: 300 << 20 };
+        assert_eq!(available(Some(configured)), configured);
+        assert!(available(None).bytes >= 256 << 20);
+        assert_eq!(
+            parse_meminfo("MemFree: 1 kB\nMemTotal:       16 kB\n"),
+            Some(16384)
+        );
+        assert_eq!(parse_meminfo("nothing"), None);
+    }
+}

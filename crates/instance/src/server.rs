@@ -1,0 +1,476 @@
+//! The server's process: started, watched, signalled, adopted. Nothing here speaks SQL.
+//!
+//! Processes are forked by one thread that lives as long as this process, because the parent-death signal that
+//! `exec-server` asks for follows the forking thread. Each child is reaped by a thread of its own as soon as it
+//! ends. Signals go through a pidfd, so that they never reach a stranger with a recycled number.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::exec_server::PARENT_VARIABLE;
+use crate::user::ServerUser;
+
+/// The exit code with which a MySQL server asks to be started again.
+pub const RESTART_ME: i32 = 16;
+
+/// How processes are started.
+#[derive(Debug, Clone)]
+pub struct Launcher {
+    /// The `mysql-service` binary whose `exec-server` becomes the server; none: the server is started directly,
+    /// and then neither `user` nor `die_with_parent` can be had.
+    pub program: Option<PathBuf>,
+    /// Whether processes are killed when this one dies.
+    pub die_with_parent: bool,
+    /// Who they run as; none: as this process.
+    pub user: Option<ServerUser>,
+}
+
+impl Launcher {
+    /// A launcher that starts processes directly: for tests and throw-away servers.
+    #[must_use]
+    pub fn direct() -> Self {
+        Self {
+            program: None,
+            die_with_parent: false,
+            user: None,
+        }
+    }
+
+    /// The same, for a process that must not outlive this one.
+    #[must_use]
+    pub fn bound(&self) -> Self {
+        Self {
+            die_with_parent: self.program.is_some(),
+            ..self.clone()
+        }
+    }
+
+    /// The name of the user that processes run as.
+    #[must_use]
+    pub fn user_name(&self) -> String {
+        match &self.user {
+            Some(user) => user.name.clone(),
+            None if rustix::process::geteuid().is_root() => "root".to_owned(),
+            None => std::env::var("USER").unwrap_or_else(|_| "mysql".to_owned()),
+        }
+    }
+
+    fn command(&self, program: &Path, arguments: &[OsString]) -> Command {
+        let mut command = if let Some(launcher) = &self.program {
+            let mut command = Command::new(launcher);
+            command.arg("exec-server");
+            if self.die_with_parent {
+                command.arg("--die-with-parent");
+            }
+            if let Some(user) = &self.user {
+                command.args(["--user", &user.name]);
+            }
+            command.arg("--").arg(program);
+            command
+        } else {
+            Command::new(program)
+        };
+        command
+            .args(arguments)
+            .env(PARENT_VARIABLE, std::process::id().to_string())
+            .stdin(Stdio::null());
+        // Secrets of the agent's environment are not the server's.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("MYSQL_SERVICE_") {
+                command.env_remove(name);
+            }
+        }
+        // A process group of its own: a Ctrl-C at a terminal is the agent's to handle.
+        command.process_group(0);
+        command
+    }
+
+    /// Starts a process whose output goes to the end of `log`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn start(&self, program: &Path, arguments: &[OsString], log: &Path) -> anyhow::Result<Process> {
+        let open = || -> io::Result<(File, File)> {
+            let file = File::options().create(true).append(true).open(log)?;
+            if let Some(user) = &self.user {
+                crate::files::give(log, user.owner)?;
+            }
+            Ok((file.try_clone()?, file))
+        };
+        let (output, errors) = open().with_context(|| format!("open the log `{}`", log.display()))?;
+        let mut command = self.command(program, arguments);
+        command.stdout(output).stderr(errors);
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        parent_thread()
+            .send((command, reply))
+            .map_err(|_| anyhow!("the thread that starts processes is gone"))?;
+        answer
+            .await
+            .context("the thread that starts processes is gone")?
+            .with_context(|| format!("start `{}`", program.display()))
+    }
+}
+
+type Request = (Command, tokio::sync::oneshot::Sender<io::Result<Process>>);
+
+/// The thread that forks.
+fn parent_thread() -> &'static mpsc::Sender<Request> {
+    static THREAD: OnceLock<mpsc::Sender<Request>> = OnceLock::new();
+    THREAD.get_or_init(|| {
+        let (requests, queue) = mpsc::channel::<Request>();
+        std::thread::spawn(move || {
+            for (mut command, reply) in queue {
+                let process = command.spawn().and_then(Process::of_child);
+                // Whoever asked may have been cancelled; the process is reaped all the same.
+                if let Err(Ok(process)) = reply.send(process) {
+                    process.signal_quietly(Signal::KILL);
+                }
+            }
+        });
+        requests
+    })
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// By itself, with this code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+    /// It is gone; as it was not our child, nobody told us how.
+    Unknown,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(formatter, "exited with code {code}"),
+            Self::Signal(9) => formatter.write_str("was killed (signal 9)"),
+            Self::Signal(11) => formatter.write_str("crashed (signal 11)"),
+            Self::Signal(signal) => write!(formatter, "was ended by signal {signal}"),
+            Self::Unknown => formatter.write_str("ended"),
+        }
+    }
+}
+
+impl From<ExitStatus> for Exit {
+    fn from(status: ExitStatus) -> Self {
+        match (status.code(), status.signal()) {
+            (Some(code), _) => Self::Code(code),
+            (None, Some(signal)) => Self::Signal(signal),
+            (None, None) => Self::Unknown,
+        }
+    }
+}
+
+/// A running process; cheap to clone. Dropping it leaves the process alone.
+#[derive(Debug, Clone)]
+pub struct Process {
+    pid: u32,
+    handle: Arc<OwnedFd>,
+    exit: watch::Receiver<Option<Exit>>,
+    started: Instant,
+}
+
+impl Process {
+    fn of_child(mut child: Child) -> io::Result<Self> {
+        let pid = child.id();
+        let handle = match open_handle(pid) {
+            Ok(handle) => Arc::new(handle),
+            Err(error) => {
+                // Without a handle it could not be stopped later.
+                child.kill()?;
+                child.wait()?;
+                return Err(error);
+            }
+        };
+        let (tell, exit) = watch::channel(None);
+        std::thread::spawn(move || {
+            let ended = child.wait().map_or(Exit::Unknown, Exit::from);
+            tell.send_replace(Some(ended));
+        });
+        Ok(Self {
+            pid,
+            handle,
+            exit,
+            started: Instant::now(),
+        })
+    }
+
+    /// Takes over a process that another parent started.
+    ///
+    /// # Errors
+    /// When there is no such process, or it may not be watched.
+    pub fn adopt(pid: u32) -> io::Result<Self> {
+        let handle = Arc::new(open_handle(pid)?);
+        let (tell, exit) = watch::channel(None);
+        let watched = Arc::clone(&handle);
+        std::thread::spawn(move || {
+            loop {
+                let mut wanted = [rustix::event::PollFd::new(
+                    &*watched,
+                    rustix::event::PollFlags::IN,
+                )];
+                match rustix::event::poll(&mut wanted, None) {
+                    Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                    // Readable: it ended. An error: it cannot be watched any more, which is as good as gone.
+                    Ok(_) | Err(_) => break,
+                }
+            }
+            tell.send_replace(Some(Exit::Unknown));
+        });
+        Ok(Self {
+            pid,
+            handle,
+            exit,
+            started: Instant::now(),
+        })
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// For how long it has been running, as far as this agent knows.
+    #[must_use]
+    pub fn running_for(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// How it ended, if it has.
+    #[must_use]
+    pub fn exited(&self) -> Option<Exit> {
+        *self.exit.borrow()
+    }
+
+    /// Waits for its end.
+    pub async fn wait(&self) -> Exit {
+        let mut exit = self.exit.clone();
+        match exit.wait_for(Option::is_some).await {
+            Ok(ended) => ended.unwrap_or(Exit::Unknown),
+            Err(_) => Exit::Unknown,
+        }
+    }
+
+    /// Waits for its end, at most so long.
+    pub async fn wait_within(&self, limit: Duration) -> Option<Exit> {
+        tokio::time::timeout(limit, self.wait()).await.ok()
+    }
+
+    /// Sends a signal; to a process that has ended it is nothing.
+    ///
+    /// # Errors
+    /// When the system refuses, as for a process of another user.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        match pidfd_send_signal(&*self.handle, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn signal_quietly(&self, signal: Signal) {
+        if let Err(error) = self.signal(signal) {
+            tracing::warn!(pid = self.pid, %error, "cannot signal the process");
+        }
+    }
+
+    /// Kills it and waits until it is gone.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub async fn kill(&self) -> io::Result<Exit> {
+        self.signal(Signal::KILL)?;
+        Ok(self.wait().await)
+    }
+}
+
+fn open_handle(pid: u32) -> io::Result<OwnedFd> {
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let number = number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no process number"))?;
+    Ok(pidfd_open(number, PidfdFlags::empty())?)
+}
+
+/// When a process started, in clock ticks since the machine did: with the number it names one process for good.
+/// `None` when there is no such process, or it is a zombie.
+#[must_use]
+pub fn start_ticks(pid: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    parse_stat(&text)
+}
+
+/// The program's name stands in parentheses and may itself have some; after it come the state and, twentieth
+/// from there, the start time (proc(5)).
+fn parse_stat(text: &str) -> Option<u64> {
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?;
+    (!matches!(state, "Z" | "X")).then(|| fields.nth(18)?.parse().ok())?
+}
+
+/// Running processes whose working directory is `directory`: servers of both flavors work in their data
+/// directory, so these are the ones that have its files open, whoever started them.
+///
+/// # Errors
+/// When the process list cannot be read.
+pub fn processes_in(directory: &Path) -> io::Result<Vec<u32>> {
+    let directory = match directory.canonicalize() {
+        Ok(directory) => directory,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(pid) = entry?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        // Processes of other users, and those that end meanwhile, cannot be looked at.
+        let Ok(works_in) = std::fs::read_link(format!("/proc/{pid}/cwd")) else {
+            continue;
+        };
+        if works_in == directory && pid != std::process::id() && start_ticks(pid).is_some() {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
+/// The last lines of a log from `offset` on, at most `lines`: what a person should see when a server failed.
+#[must_use]
+pub fn log_tail(path: &Path, offset: u64, lines: usize) -> Vec<String> {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    // A failing server may write its whole status; the last part is what matters.
+    const MOST: u64 = 64 * 1024;
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        let from = offset.min(length).max(length.saturating_sub(MOST));
+        file.seek(SeekFrom::Start(from))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let text = match read() {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) => return vec![format!("(the log `{}` cannot be read: {error})", path.display())],
+    };
+    let all: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    // Errors first: a crashing server buries them under its stack.
+    let is_error = |line: &&str| line.contains("[ERROR]") || line.contains("ERROR:");
+    let errors: Vec<&str> = all.iter().copied().filter(is_error).collect();
+    let chosen = if errors.is_empty() { all } else { errors };
+    chosen[chosen.len().saturating_sub(lines)..]
+        .iter()
+        .map(|line| (*line).to_owned())
+        .collect()
+}
+
+/// The length of a log, where the next words will stand; 0 when there is none.
+#[must_use]
+pub fn log_length(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(words: &[&str]) -> Vec<OsString> {
+        words.iter().map(OsString::from).collect()
+    }
+
+    async fn shell(script: &str, log: &Path) -> Process {
+        Launcher::direct()
+            .start(Path::new("/bin/sh"), &arguments(&["-c", script]), log)
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_process_is_told_and_it_is_reaped() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        assert_eq!(shell("exit 16", &log).await.wait().await, Exit::Code(RESTART_ME));
+        assert_eq!(shell("kill -9 $$", &log).await.wait().await, Exit::Signal(9));
+        let process = shell("echo hello; exec sleep 1000", &log).await;
+        assert_eq!(process.exited(), None);
+        assert_eq!(process.wait_within(Duration::from_millis(1)).await, None);
+        let ticks = start_ticks(process.pid());
+        assert!(ticks.is_some());
+        assert_eq!(process.kill().await.unwrap(), Exit::Signal(9));
+        // Reaped: there is not even a zombie.
+        assert!(!Path::new(&format!("/proc/{}", process.pid())).exists());
+        process.signal(Signal::TERM).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_strangers_process_is_adopted_and_its_end_seen() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let adopted = Process::adopt(child.id()).unwrap();
+        assert_eq!(adopted.exited(), None);
+        adopted.signal(Signal::TERM).unwrap();
+        assert_eq!(adopted.wait().await, Exit::Unknown);
+        // A zombie counts as gone.
+        assert_eq!(start_ticks(child.id()), None);
+        child.wait().unwrap();
+        assert!(Process::adopt(child.id()).is_err());
+    }
+
+    #[tokio::test]
+    async fn processes_are_found_by_where_they_work() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        assert_eq!(processes_in(&directory.path().join("none")).unwrap(), []);
+        let script = format!("cd {} && exec sleep 1000", directory.path().display());
+        let process = shell(&script, &log).await;
+        let found = async {
+            while processes_in(directory.path()).unwrap() != [process.pid()] {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), found)
+            .await
+            .unwrap();
+        process.kill().await.unwrap();
+        assert_eq!(processes_in(directory.path()).unwrap(), []);
+    }
+
+    #[test]
+    fn a_name_with_parentheses_does_not_confuse() {
+        let rest = "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20";
+        assert_eq!(parse_stat(&format!("7 (a ) b) S {rest}")), Some(4711));
+        assert_eq!(parse_stat(&format!("7 (a) Z {rest}")), None);
+        assert_eq!(parse_stat(""), None);
+    }
+
+    #[test]
+    fn a_tail_shows_what_went_wrong() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("error.log");
+        std::fs::write(&path, "old [ERROR] x\n").unwrap();
+        let offset = log_length(&path);
+        std::fs::write(&path, "old [ERROR] x\n1 [Note] a\n2 [ERROR] b\n3 [Note] c\n").unwrap();
+        assert_eq!(log_tail(&path, offset, 5), ["2 [ERROR] b"]);
+        std::fs::write(&path, "old [ERROR] x\none\n\ntwo\nthree\n").unwrap();
+        assert_eq!(log_tail(&path, offset, 2), ["two", "three"]);
+        assert!(log_tail(&directory.path().join("none"), 0, 2)[0].contains("cannot be read"));
+    }
+}
