@@ -68,21 +68,26 @@ fn can_join(situation: &Situation<'_>, id: &InstanceId, member: &Member) -> bool
     situation.replicates(id) && !member.paused && !fenced && situation.judge(id) == Judgement::Clean
 }
 
-/// The steps that take those out of the set who should not be in it, as far as that is provable now.
-pub(crate) fn shrink(situation: &Situation<'_>, wanted: &[InstanceId]) -> Vec<Step> {
+/// The steps that take those out of the set who should not be in it, as far as that is provable now, and who
+/// they are.
+pub(crate) fn shrink(situation: &Situation<'_>, wanted: &[InstanceId]) -> (Vec<Step>, BTreeSet<InstanceId>) {
     let cluster = situation.cluster;
     let complete = wanted.len() >= WANTED && wanted.iter().all(|id| situation.acknowledges(id));
     let mut steps = Vec::new();
+    let mut released = BTreeSet::new();
     for id in &cluster.ackers {
         let Some(member) = situation.member(id) else {
             continue;
         };
         let must_go = !member.active || cluster.durability == Durability::Async;
-        if must_go || (complete && !wanted.contains(id)) {
-            steps.extend(release(situation, id, member).unwrap_or_default());
+        if (must_go || (complete && !wanted.contains(id)))
+            && let Some(release) = release(situation, id, member)
+        {
+            steps.extend(release);
+            released.insert(id.clone());
         }
     }
-    steps
+    (steps, released)
 }
 
 /// The steps after which `id` provably cannot acknowledge and is no acker; `None` when there are none.

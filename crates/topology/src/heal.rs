@@ -24,10 +24,15 @@ pub fn heal(situation: &Situation<'_>) -> Plan {
     {
         steps.extend(restrain_master(situation, master, member, seen));
         let joined = lead_replicas(situation, master, seen, &mut steps);
+        let released = ackers::shrink(
+            situation,
+            &ackers::wanted(situation, &BTreeSet::new()),
+            &mut steps,
+        );
         steps.extend(if seen.read_only {
-            resume_writes(situation, master, member, seen, &joined)
+            resume_writes(situation, master, member, seen, &joined, &released)
         } else {
-            tend_writable_master(situation, master, member, seen, &joined)
+            tend_writable_master(situation, master, member, seen, &joined, &released)
         });
     }
     Plan::new(Purpose::Heal, steps)
@@ -223,18 +228,21 @@ pub(crate) fn resume_writes(
     member: &Member,
     seen: &Observation,
     acknowledging: &BTreeSet<InstanceId>,
+    released: &BTreeSet<InstanceId>,
 ) -> Vec<Step> {
     if member.paused || !objections_to_writes(situation).is_empty() {
         return Vec::new();
     }
     let semi_sync = situation.cluster.durability == Durability::SemiSync;
+    let mut ackers = situation.cluster.ackers.iter().chain(acknowledging);
+    let has_ackers = ackers.any(|id| !released.contains(id));
     let has_replicas = situation.replicas().any(|(_, replica)| replica.active);
-    if semi_sync && has_replicas && acknowledging.is_empty() {
+    let wait = semi_sync && (has_ackers || has_replicas);
+    if wait && acknowledging.is_empty() {
         return Vec::new();
     }
     let at = master.clone();
     let mut steps = Vec::new();
-    let wait = semi_sync && !acknowledging.is_empty();
     if wait != seen.semi_sync.source_enabled {
         steps.push(Step::SetSemiSyncSource {
             at: at.clone(),
@@ -263,6 +271,7 @@ fn tend_writable_master(
     member: &Member,
     seen: &Observation,
     acknowledging: &BTreeSet<InstanceId>,
+    released: &BTreeSet<InstanceId>,
 ) -> Vec<Step> {
     if member.paused {
         return Vec::new();
@@ -293,28 +302,30 @@ fn tend_writable_master(
         steps.push(Step::CreateApplication { at: at.clone() });
         steps.push(record(Change::ApplicationCreated));
     }
-    let released = ackers::shrink(situation, &ackers::wanted(situation, &BTreeSet::new()));
-    let leaving = released
-        .iter()
-        .filter(|step| {
-            matches!(
-                step,
-                Step::Record {
-                    change: Change::RemoveAcker { .. }
-                }
-            )
-        })
-        .count();
-    steps.extend(released);
-    if semi_sync
-        && seen.semi_sync.source_enabled
-        && cluster.ackers.len() == leaving
-        && acknowledging.len() <= leaving
-    {
+    if waits_in_vain(situation, seen) {
+        steps.push(Step::FreeWaiters { at: at.clone() });
+    }
+    let mut ackers = cluster.ackers.iter().chain(acknowledging);
+    if semi_sync && seen.semi_sync.source_enabled && ackers.all(|id| released.contains(id)) {
         steps.push(Step::SetSemiSyncSource { at, on: false });
     }
     steps.extend(reverse_link(situation, master, member));
     steps
+}
+
+/// Whether a commit waits although an acker is connected and has everything: it received that before it began
+/// to acknowledge, and does not acknowledge it again. A commit that was about to be acknowledged looks the same
+/// for a moment; one write of our own does no harm then.
+fn waits_in_vain(situation: &Situation<'_>, seen: &Observation) -> bool {
+    seen.semi_sync.waiting_sessions > 0
+        && seen.semi_sync.source_clients > 0
+        && situation.cluster.ackers.iter().any(|id| {
+            situation.acknowledges(id)
+                && situation.replicates(id)
+                && situation
+                    .trusted(id)
+                    .is_some_and(|acker| acker.transactions.lacks(&seen.transactions).is_nothing())
+        })
 }
 
 /// The master follows its Standby too, when a person wants that and the Standby has nothing that it lacks.

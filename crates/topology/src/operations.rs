@@ -171,7 +171,14 @@ fn begin_as_master(situation: &Situation<'_>, id: &InstanceId) -> Result<Vec<Ste
     let mut steps = Vec::new();
     if let (Some(member), Some(seen)) = (situation.member(id), situation.trusted(id)) {
         if seen.read_only {
-            steps.extend(resume_writes(situation, id, member, seen, &BTreeSet::new()));
+            steps.extend(resume_writes(
+                situation,
+                id,
+                member,
+                seen,
+                &BTreeSet::new(),
+                &BTreeSet::new(),
+            ));
         }
         for member in situation.cluster.members.values() {
             steps.push(Step::EnsureReplicationAccount {
@@ -444,21 +451,33 @@ pub fn detach(situation: &Situation<'_>, id: &InstanceId) -> Result<Plan, Refusa
     } else {
         Some(Vec::new())
     };
-    let mut steps = release.unwrap_or_else(|| {
+    let release = release.unwrap_or_else(|| {
         reasons.push(cannot_be_released(situation, id, reachable));
         Vec::new()
     });
     refuse_if_any(reasons)?;
+    let mut steps = Vec::new();
     let mut warnings = Vec::new();
     let last_acker = acker && situation.cluster.ackers.len() == 1;
-    if last_acker && let Some(master) = situation.master() {
-        steps.push(Step::SetSemiSyncSource {
-            at: master.clone(),
-            on: false,
-        });
-        warnings.push(format!(
-            "{id} is the last to acknowledge: after this commits of {master} are on one server only"
-        ));
+    match situation.master().filter(|_| last_acker) {
+        Some(master) => {
+            let source_off = Step::SetSemiSyncSource {
+                at: master.clone(),
+                on: false,
+            };
+            // While it acknowledges, no commit waits for long, and the source side can be switched off between
+            // two of them.
+            let order = if reachable {
+                [vec![source_off], release]
+            } else {
+                [release, vec![source_off]]
+            };
+            steps.extend(order.into_iter().flatten());
+            warnings.push(format!(
+                "{id} is the last to acknowledge: after this commits of {master} are on one server only"
+            ));
+        }
+        None => steps.extend(release),
     }
     if reachable && follows {
         steps.push(Step::ForgetSource { at: id.clone() });
@@ -594,7 +613,7 @@ fn resume_master(situation: &Situation<'_>, id: &InstanceId) -> Vec<Step> {
         .cloned()
         .collect();
     if seen.read_only {
-        resume_writes(situation, id, member, seen, &acknowledging)
+        resume_writes(situation, id, member, seen, &acknowledging, &BTreeSet::new())
     } else {
         Vec::new()
     }

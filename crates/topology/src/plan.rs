@@ -76,9 +76,12 @@ pub enum Step {
     /// server read-only; repeated until it is, at most `limit_milliseconds`. Undone by [`Step::AllowWrites`].
     /// Fails, naming who holds it up, and leaves semi-sync as it was.
     StopWrites { at: InstanceId, limit_milliseconds: u64 },
-    /// Make the server writable. Only ever done at the recorded master, with the recorded server id.
+    /// Make the server writable. Only ever done at the recorded master, with the recorded server id, and with
+    /// the source side of semi-sync on while [`crate::Cluster::waits_for_acknowledgements`]: a server that was
+    /// restarted since its writes were stopped fails the step, and is left to `heal`.
     AllowWrites { at: InstanceId },
-    /// Switch the source side of semi-sync and read back that it is so.
+    /// Switch the source side of semi-sync and read back that it is so. Off only at a moment in which no commit
+    /// waits, for which it is tried again a while: those that wait would be answered unacknowledged.
     SetSemiSyncSource { at: InstanceId, on: bool },
 
     /// Wait until `at` has applied everything that `of` has, at most `limit_milliseconds`; then see that `of`,
@@ -134,6 +137,10 @@ pub enum Step {
     DisableEvents { at: InstanceId },
     /// Switch the event scheduler; the events stay as they are.
     SetEventScheduler { at: InstanceId, on: bool },
+    /// One small write of our own through the binlog, without waiting for its end: acknowledged, it frees the
+    /// commits that wait although the ackers have them (they received them before they acknowledged). For
+    /// example a `FLUSH` that is logged, which needs no right on data.
+    FreeWaiters { at: InstanceId },
     /// Make the application's database and user, through the binlog, once per cluster. Asked of its agent.
     CreateApplication { at: InstanceId },
 }
@@ -293,6 +300,7 @@ impl Step {
             | Self::EnableEvents { at, .. }
             | Self::DisableEvents { at }
             | Self::SetEventScheduler { at, .. }
+            | Self::FreeWaiters { at }
             | Self::CreateApplication { at } => Some(at),
         }
     }
@@ -338,6 +346,7 @@ impl Step {
             | Self::UnlockAccount { .. }
             | Self::EnsureReplicationAccount { .. }
             | Self::EnableEvents { .. }
+            | Self::FreeWaiters { .. }
             | Self::CreateApplication { .. } => return None,
         })
     }

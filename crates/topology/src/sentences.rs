@@ -179,6 +179,12 @@ impl Step {
             Self::SetEventScheduler { at, on } => {
                 write!(formatter, "switch the event scheduler at {at} {}", Switch(*on))
             }
+            Self::FreeWaiters { at } => {
+                write!(
+                    formatter,
+                    "free the commits at {at} that the ackers have already, by one small write"
+                )
+            }
             Self::CreateApplication { at } => {
                 write!(formatter, "make the application's database and user at {at}")
             }

@@ -306,7 +306,7 @@ impl<'a> Situation<'a> {
         match other_seen.transactions.lacks(had) {
             Lacks::Nothing => Judgement::Clean,
             Lacks::Unknown(why) => Judgement::Unknown(why),
-            Lacks::These(these) if only_waiting(other_seen, &these) => Judgement::Clean,
+            Lacks::These(_) if only_waiting(other_seen, had) => Judgement::Clean,
             Lacks::These(these) => Judgement::Errant(these),
         }
     }
@@ -315,13 +315,13 @@ impl<'a> Situation<'a> {
 /// Whether the missing transactions are such that `source` itself wrote and holds back until they are
 /// acknowledged. MySQL counts a transaction in `gtid_executed` only after the acknowledgement, while replicas
 /// have it already; MariaDB counts it when it is in the binlog.
-fn only_waiting(source: &Observation, missing: &str) -> bool {
-    let Some(uuid) = &source.server_uuid else {
+fn only_waiting(source: &Observation, had: &Transactions) -> bool {
+    let (Transactions::Mysql(executed), Transactions::Mysql(had)) = (&source.transactions, had) else {
         return false;
     };
-    matches!(source.transactions, Transactions::Mysql(_))
-        && source.semi_sync.waiting_sessions > 0
-        && missing
-            .split(',')
-            .all(|part| part.trim().to_ascii_lowercase().starts_with(uuid.as_str()))
+    source.semi_sync.waiting_sessions > 0
+        && had
+            .subtract(executed)
+            .ranges()
+            .all(|range| Some(range.uuid) == source.server_uuid.as_ref())
 }

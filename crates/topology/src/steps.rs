@@ -1,8 +1,9 @@
 //! The pieces that plans are put together from.
 
 use crate::cluster::{Cluster, Durability, Member};
+use crate::gtid::Lacks;
 use crate::ids::InstanceId;
-use crate::observation::InstanceView;
+use crate::observation::{InstanceView, Observation, Receiver};
 use crate::plan::{Change, Reason, Refusal, Step};
 use crate::situation::{Judgement, Situation, Source};
 
@@ -120,13 +121,23 @@ pub(crate) fn objections_to_writes(situation: &Situation<'_>) -> Vec<Reason> {
 fn objection_of(
     situation: &Situation<'_>,
     master: &InstanceId,
-    seen: &crate::observation::Observation,
+    seen: &Observation,
     id: &InstanceId,
 ) -> Option<Reason> {
-    use crate::gtid::Lacks;
     let other = situation.trusted(id)?;
     let what = match seen.transactions.lacks(&other.transactions) {
-        Lacks::Nothing => return None,
+        Lacks::Nothing => {
+            // What is not known to be received is no objection: it came from this master's binlog.
+            match seen
+                .transactions
+                .has_applied(&other.replication.as_ref()?.received)
+            {
+                Lacks::Nothing | Lacks::Unknown(_) => return None,
+                Lacks::These(these) => {
+                    format!("{id} has received transactions that {master} lacks ({these})")
+                }
+            }
+        }
         Lacks::These(these) => format!("{id} has transactions that {master} lacks ({these})"),
         Lacks::Unknown(why) => format!("whether {master} has everything that {id} has is not known: {why}"),
     };
@@ -140,25 +151,24 @@ fn objection_of(
 
 /// Under semi-sync a master that has replicas begins to take writes when one of them acknowledges.
 fn objection_of_durability(situation: &Situation<'_>, master: &InstanceId) -> Option<Reason> {
-    let mut active = situation
+    let cluster = situation.cluster;
+    let names: Vec<&str> = situation
         .replicas()
-        .filter(|(_, member)| member.active)
-        .peekable();
-    if situation.cluster.durability == Durability::Async || active.peek().is_none() {
+        .filter(|(id, member)| member.active || cluster.ackers.contains(*id))
+        .map(|(id, _)| id.as_str())
+        .collect();
+    let protected = names.is_empty() || !may_acknowledge(situation, master).is_empty();
+    if cluster.durability == Durability::Async || protected {
         return None;
     }
-    let names: Vec<String> = active.map(|(id, _)| id.to_string()).collect();
-    if may_acknowledge(situation, master).is_empty() {
-        return Some(Reason::new(
-            "no_acker",
-            format!(
-                "nobody can acknowledge the commits of {master}: start one of {}, or detach them all to go on \
-                 without protection",
-                names.join(", ")
-            ),
-        ));
-    }
-    None
+    Some(Reason::new(
+        "no_acker",
+        format!(
+            "nobody can acknowledge the commits of {master}: start one of {}, or detach them all to go on \
+             without protection",
+            names.join(", ")
+        ),
+    ))
 }
 
 /// The replicas that acknowledge, or can be made to now.
@@ -189,8 +199,7 @@ pub(crate) fn is_to_be_led(situation: &Situation<'_>, id: &InstanceId, member: &
         Source::Nobody => true,
         Source::Instance(source) if source == master => {
             seen.replication.as_ref().is_some_and(|replication| {
-                let stopped = replication.receiver == crate::observation::Receiver::Stopped
-                    || !replication.applier_running;
+                let stopped = replication.receiver == Receiver::Stopped || !replication.applier_running;
                 stopped && replication.receiver_error.is_empty() && replication.applier_error.is_empty()
             })
         }
