@@ -24,16 +24,16 @@ pub fn heal(situation: &Situation<'_>) -> Plan {
     {
         steps.extend(restrain_master(situation, master, member, seen));
         let joined = lead_replicas(situation, master, seen, &mut steps);
-        let released = ackers::shrink(
-            situation,
-            &ackers::wanted(situation, &BTreeSet::new()),
-            &mut steps,
-        );
-        steps.extend(if seen.read_only {
-            resume_writes(situation, master, member, seen, &joined, &released)
+        let (releasing, released) = ackers::shrink(situation, &ackers::wanted(situation, &BTreeSet::new()));
+        if seen.read_only {
+            steps.extend(releasing);
+            steps.extend(resume_writes(situation, master, member, seen, &joined, &released));
         } else {
-            tend_writable_master(situation, master, member, seen, &joined, &released)
-        });
+            steps.extend(tend_writable_master(
+                situation, master, member, seen, &joined, &released,
+            ));
+            steps.extend(releasing);
+        }
     }
     Plan::new(Purpose::Heal, steps)
 }
