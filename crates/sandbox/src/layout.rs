@@ -1,0 +1,631 @@
+//! Where everything of a cluster is, below one directory, and whether the directory is ours.
+//!
+//! ```text
+//! DIR/
+//!   mysql-service.json      that the directory is ours, and what kind of cluster it holds
+//!   lock                    held by the `up` that runs the cluster
+//!   cluster.json            where the running cluster is reached, with the application's password (0600)
+//!   processes.json          what was started, for the next `up` after a kill -9
+//!   secret.conf             the passwords of the service's users (0600)
+//!   app_password            the application's password (0600)
+//!   agent_token             what the proxies show the monitor (0600)
+//!   etc/                    one configuration file a daemon, written anew at every start
+//!   log/                    one log a daemon
+//!   monitor/                the monitor's state
+//!   backup_store/           backups
+//!   mysql-server-1/         one folder an instance:
+//!     data/ binlog/ relay_log/ backup/ backup_log/ slow_log/ run/
+//!     conf.d/               *.cnf of the user, never written by us
+//! ```
+
+use std::ffi::OsStr;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+use topology::{Address, Flavor, InstanceId};
+
+/// The format of [`Settings`] that this version writes.
+const FORMAT: u32 = 1;
+
+/// A unix socket's path has at most 107 bytes; an instance's is the directory's and this much.
+const LONGEST_SOCKET: &str = "/mysql-server-9/run/mysqld.sock";
+const LONGEST_DIRECTORY_BYTES: usize = 107 - LONGEST_SOCKET.len();
+
+/// Why a directory is not used. Nothing in it was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum LayoutError {
+    /// It has files, none of them our mark.
+    #[error(
+        "{} is not empty and not a directory of mysql-service; choose another with `--dir`, or an empty one",
+        .0.display()
+    )]
+    NotOurs(PathBuf),
+    /// Its path cannot be written in a server's configuration, or is too long for a socket.
+    #[error("{} cannot hold a cluster: {reason}; choose another with `--dir`", directory.display())]
+    Unfit {
+        /// The directory.
+        directory: PathBuf,
+        /// What is wrong with its path.
+        reason: String,
+    },
+    /// What is asked for is not what the directory holds.
+    #[error("the cluster in {} has {what} {is}, not {asked}; choose another directory with `--dir`", directory.display())]
+    Different {
+        /// The directory.
+        directory: PathBuf,
+        /// Which setting.
+        what: &'static str,
+        /// What it is.
+        is: String,
+        /// What was asked for.
+        asked: String,
+    },
+    /// Another `up` runs it.
+    #[error(
+        "the cluster in {} is already running; `mysql-service down --dir {}` stops it",
+        .0.display(), .0.display()
+    )]
+    Running(PathBuf),
+    /// A newer version made it.
+    #[error("{} was written by a newer version of mysql-service (format {format}); use that one", file.display())]
+    Newer {
+        /// The file.
+        file: PathBuf,
+        /// Its format.
+        format: u32,
+    },
+    /// The file system refuses, or a file is not what it should be.
+    #[error("{0:#}")]
+    Other(#[from] anyhow::Error),
+}
+
+/// What kind of cluster a directory holds: chosen at its first start, the same ever after.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Of this document.
+    pub format: u32,
+    /// Which family of servers.
+    pub flavor: Flavor,
+    /// How many.
+    pub instances: u16,
+    /// The first port.
+    pub port_base: u16,
+    /// Whether the roles were given at the first start. Before that, `up` gives them; after it, people do.
+    pub roles_given: bool,
+}
+
+/// What is asked for; `None`: what the directory holds, or the default.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted {
+    /// Which family of servers.
+    pub flavor: Option<Flavor>,
+    /// How many.
+    pub instances: Option<u16>,
+    /// The first port.
+    pub port_base: Option<u16>,
+}
+
+/// The first port without another wish.
+pub const DEFAULT_PORT_BASE: u16 = 3300;
+/// How many servers without another wish: the fewest with which one may fail and writes stay safe.
+pub const DEFAULT_INSTANCES: u16 = 3;
+
+/// The paths in a cluster's directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    directory: PathBuf,
+}
+
+/// Held by the one `up` that runs a cluster; released by the kernel however that ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Layout {
+    /// The layout of a directory, existing or not.
+    #[must_use]
+    pub fn new(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+        }
+    }
+
+    /// Where `up` keeps its cluster when it is not told: `/var/lib/mysql-service/default` for root, whose home
+    /// the server's own user cannot enter; else `mysql-service/default` in the user's data directory.
+    ///
+    /// # Errors
+    /// When the user has no home.
+    pub fn default_directory() -> Result<PathBuf> {
+        if rustix::process::geteuid().is_root() {
+            return Ok(PathBuf::from("/var/lib/mysql-service/default"));
+        }
+        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let data = match set("XDG_DATA_HOME") {
+            Some(data) => PathBuf::from(data),
+            None => PathBuf::from(set("HOME").context("HOME is not set: name a directory with `--dir`")?)
+                .join(".local/share"),
+        };
+        Ok(data.join("mysql-service/default"))
+    }
+
+    /// Makes the directory if it is missing, and checks that it is ours or empty. The layout that comes back has
+    /// its absolute path.
+    ///
+    /// # Errors
+    /// When it is somebody else's or its path is unfit.
+    pub fn open(directory: &Path) -> Result<Self, LayoutError> {
+        let absolute = std::path::absolute(directory)
+            .with_context(|| format!("`{}` is not a directory's name", directory.display()))?;
+        check_path(&absolute)?;
+        let existed = absolute.exists();
+        std::fs::create_dir_all(&absolute).with_context(|| format!("cannot make {}", absolute.display()))?;
+        let directory = absolute
+            .canonicalize()
+            .with_context(|| format!("cannot find {}", absolute.display()))?;
+        check_path(&directory)?;
+        let layout = Self { directory };
+        if existed && !layout.settings_file().exists() && !layout.is_as_good_as_empty()? {
+            return Err(LayoutError::NotOurs(layout.directory));
+        }
+        Ok(layout)
+    }
+
+    fn is_as_good_as_empty(&self) -> Result<bool> {
+        let context = || format!("cannot read {}", self.directory.display());
+        for entry in std::fs::read_dir(&self.directory).with_context(context)? {
+            // What an `up` leaves that did not get as far as its first file.
+            let name = entry.with_context(context)?.file_name();
+            if name != OsStr::new("lock") && name != OsStr::new("log") {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes the right to run the cluster.
+    ///
+    /// # Errors
+    /// When another process has it.
+    pub fn lock(&self) -> Result<Lock, LayoutError> {
+        let path = self.directory.join("lock");
+        let context = || format!("cannot lock {}", path.display());
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .with_context(context)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Lock { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(LayoutError::Running(self.directory.clone())),
+            Err(TryLockError::Error(error)) => {
+                Err(LayoutError::Other(anyhow::Error::new(error).context(context())))
+            }
+        }
+    }
+
+    /// Whether some process runs the cluster now.
+    ///
+    /// # Errors
+    /// When the lock cannot be looked at.
+    pub fn is_running(&self) -> Result<bool, LayoutError> {
+        if !self.directory.join("lock").exists() {
+            return Ok(false);
+        }
+        match self.lock() {
+            Ok(_released) => Ok(false),
+            Err(LayoutError::Running(_)) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the directory holds; `None` before its first start.
+    ///
+    /// # Errors
+    /// When the file cannot be read or a newer version wrote it.
+    pub fn settings(&self) -> Result<Option<Settings>, LayoutError> {
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
+        let file = self.settings_file();
+        let text = match std::fs::read(&file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(LayoutError::Other(
+                    anyhow::Error::new(error).context(format!("cannot read {}", file.display())),
+                ));
+            }
+        };
+        let malformed = || format!("{} is not what mysql-service writes", file.display());
+        let Format { format } = serde_json::from_slice(&text).with_context(malformed)?;
+        if format > FORMAT {
+            return Err(LayoutError::Newer { file, format });
+        }
+        Ok(Some(serde_json::from_slice(&text).with_context(malformed)?))
+    }
+
+    /// The settings of the directory: those it has, or at the first start those that are wanted (not stored yet).
+    /// What is wanted must not contradict what it has.
+    ///
+    /// # Errors
+    /// When it does.
+    pub fn settle(
+        &self,
+        wanted: Wanted,
+        flavor: impl FnOnce() -> Result<Flavor>,
+    ) -> Result<Settings, LayoutError> {
+        let Some(settings) = self.settings()? else {
+            return Ok(Settings {
+                format: FORMAT,
+                flavor: match wanted.flavor {
+                    Some(flavor) => flavor,
+                    None => flavor()?,
+                },
+                instances: wanted.instances.unwrap_or(DEFAULT_INSTANCES),
+                port_base: wanted.port_base.unwrap_or(DEFAULT_PORT_BASE),
+                roles_given: false,
+            });
+        };
+        self.agree("the flavor", settings.flavor, wanted.flavor)?;
+        self.agree("the number of instances", settings.instances, wanted.instances)?;
+        self.agree("the port base", settings.port_base, wanted.port_base)?;
+        Ok(settings)
+    }
+
+    fn agree<T: PartialEq + ToString>(
+        &self,
+        what: &'static str,
+        is: T,
+        asked: Option<T>,
+    ) -> Result<(), LayoutError> {
+        match asked {
+            Some(asked) if asked != is => Err(LayoutError::Different {
+                directory: self.directory.clone(),
+                what,
+                is: is.to_string(),
+                asked: asked.to_string(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Stores the settings.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn store(&self, settings: &Settings) -> Result<()> {
+        let text = serde_json::to_string_pretty(settings).context("cannot write the settings")?;
+        crate::secrets::write_private(&self.settings_file(), &text)
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn settings_file(&self) -> PathBuf {
+        self.directory.join("mysql-service.json")
+    }
+
+    /// Where the running cluster is reached.
+    #[must_use]
+    pub fn cluster_file(&self) -> PathBuf {
+        self.directory.join("cluster.json")
+    }
+
+    /// What was started.
+    #[must_use]
+    pub fn processes_file(&self) -> PathBuf {
+        self.directory.join("processes.json")
+    }
+
+    /// The passwords of the service's users.
+    #[must_use]
+    pub fn secret_file(&self) -> PathBuf {
+        self.directory.join("secret.conf")
+    }
+
+    /// The application's password.
+    #[must_use]
+    pub fn application_password_file(&self) -> PathBuf {
+        self.directory.join("app_password")
+    }
+
+    pub(crate) fn token_file(&self) -> PathBuf {
+        self.directory.join("agent_token")
+    }
+
+    pub(crate) fn configuration_directory(&self) -> PathBuf {
+        self.directory.join("etc")
+    }
+
+    /// The configuration file of a daemon, such as `monitor`.
+    #[must_use]
+    pub fn configuration_file(&self, daemon: &str) -> PathBuf {
+        self.configuration_directory().join(format!("{daemon}.toml"))
+    }
+
+    pub(crate) fn log_directory(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+
+    /// The log of a daemon, such as `monitor`, or of a detached `up`.
+    #[must_use]
+    pub fn log_file(&self, daemon: &str) -> PathBuf {
+        self.log_directory().join(format!("{daemon}.log"))
+    }
+
+    pub(crate) fn monitor_directory(&self) -> PathBuf {
+        self.directory.join("monitor")
+    }
+
+    /// Where backups go.
+    #[must_use]
+    pub fn backup_store(&self) -> PathBuf {
+        self.directory.join("backup_store")
+    }
+
+    /// The folder of an instance.
+    #[must_use]
+    pub fn instance_directory(&self, id: &InstanceId) -> PathBuf {
+        self.directory.join(id.as_str())
+    }
+
+    /// The data directory of an instance.
+    #[must_use]
+    pub fn data_directory(&self, id: &InstanceId) -> PathBuf {
+        self.instance_directory(id).join("data")
+    }
+
+    /// Socket, pid file, rendered my.cnf and error log of an instance's server.
+    #[must_use]
+    pub fn run_directory(&self, id: &InstanceId) -> PathBuf {
+        self.instance_directory(id).join("run")
+    }
+
+    /// The socket of an instance's server.
+    #[must_use]
+    pub fn socket(&self, id: &InstanceId) -> PathBuf {
+        self.run_directory(id).join("mysqld.sock")
+    }
+}
+
+impl Settings {
+    /// The names of the instances, in order.
+    ///
+    /// # Panics
+    /// Never: the names are valid.
+    #[must_use]
+    pub fn instance_ids(&self) -> Vec<InstanceId> {
+        (1..=self.instances)
+            .map(|number| format!("mysql-server-{number}").parse().expect("a valid name"))
+            .collect()
+    }
+
+    /// The monitor and console.
+    #[must_use]
+    pub fn monitor(&self) -> Address {
+        self.address(0)
+    }
+
+    /// The service `mysql-master`.
+    #[must_use]
+    pub fn master(&self) -> Address {
+        self.address(6)
+    }
+
+    /// The service `mysql-slave`.
+    #[must_use]
+    pub fn slave(&self) -> Address {
+        self.address(7)
+    }
+
+    /// The metrics of the proxies of `mysql-master` and of `mysql-slave`.
+    #[must_use]
+    pub fn proxy_metrics(&self) -> [Address; 2] {
+        [self.address(8), self.address(9)]
+    }
+
+    /// The server of the instance with this number, from 0.
+    #[must_use]
+    pub fn server(&self, index: usize) -> Address {
+        self.numbered(11, index)
+    }
+
+    /// The agent of the instance with this number, from 0.
+    #[must_use]
+    pub fn agent(&self, index: usize) -> Address {
+        self.numbered(111, index)
+    }
+
+    /// The administrative port of the server of the instance with this number, from 0.
+    #[must_use]
+    pub fn administration(&self, index: usize) -> Address {
+        self.numbered(211, index)
+    }
+
+    /// Every port of the cluster with what it is for.
+    #[must_use]
+    pub fn ports(&self) -> Vec<(u16, String)> {
+        let [master_metrics, slave_metrics] = self.proxy_metrics();
+        let mut ports = vec![
+            (self.monitor().port(), "the monitor".to_owned()),
+            (self.master().port(), "the read/write service".to_owned()),
+            (self.slave().port(), "the read-only service".to_owned()),
+            (
+                master_metrics.port(),
+                "the metrics of the read/write proxy".to_owned(),
+            ),
+            (
+                slave_metrics.port(),
+                "the metrics of the read-only proxy".to_owned(),
+            ),
+        ];
+        for (index, id) in self.instance_ids().iter().enumerate() {
+            ports.push((self.server(index).port(), id.to_string()));
+            ports.push((self.agent(index).port(), format!("the agent of {id}")));
+            ports.push((
+                self.administration(index).port(),
+                format!("the administrative port of {id}"),
+            ));
+        }
+        ports
+    }
+
+    fn numbered(&self, offset: u16, index: usize) -> Address {
+        // There are at most nine instances.
+        self.address(offset + u16::try_from(index).unwrap_or(u16::MAX - offset))
+    }
+
+    fn address(&self, offset: u16) -> Address {
+        Address::new("127.0.0.1", self.port_base.saturating_add(offset)).expect("the port base is not 0")
+    }
+}
+
+fn check_path(directory: &Path) -> Result<(), LayoutError> {
+    let unfit = |reason: String| {
+        Err(LayoutError::Unfit {
+            directory: directory.to_owned(),
+            reason,
+        })
+    };
+    let Some(text) = directory.to_str() else {
+        return unfit("its path is not UTF-8".to_owned());
+    };
+    if let Some(bad) = text
+        .chars()
+        .find(|character| character.is_control() || "#'\"\\ ".contains(*character))
+    {
+        return unfit(format!(
+            "its path has the character {bad:?}, which servers' configuration files cannot carry"
+        ));
+    }
+    if text.len() > LONGEST_DIRECTORY_BYTES {
+        return unfit(format!(
+            "its path has {} bytes; more than {LONGEST_DIRECTORY_BYTES} are too long for the servers' sockets",
+            text.len()
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mariadb() -> Result<Flavor> {
+        Ok(Flavor::Mariadb)
+    }
+
+    #[test]
+    fn a_directory_with_files_of_others_is_refused_and_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("thesis.txt"), "words").unwrap();
+        assert!(matches!(
+            Layout::open(directory.path()),
+            Err(LayoutError::NotOurs(_))
+        ));
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_empty_or_missing_directory_becomes_ours_and_stays_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let inside = directory.path().join("a/b");
+        let layout = Layout::open(&inside).unwrap();
+        let settings = layout.settle(Wanted::default(), mariadb).unwrap();
+        assert_eq!((settings.instances, settings.port_base), (3, 3300));
+        layout.store(&settings).unwrap();
+        std::fs::write(inside.join("more"), "").unwrap();
+        let layout = Layout::open(&inside).unwrap();
+        let never = || panic!("the flavor is known");
+        assert_eq!(layout.settle(Wanted::default(), never).unwrap(), settings);
+    }
+
+    #[test]
+    fn a_wish_that_contradicts_the_directory_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::open(directory.path()).unwrap();
+        let settings = layout.settle(Wanted::default(), mariadb).unwrap();
+        layout.store(&settings).unwrap();
+        let wishes = [
+            Wanted {
+                flavor: Some(Flavor::Mysql),
+                ..Wanted::default()
+            },
+            Wanted {
+                instances: Some(4),
+                ..Wanted::default()
+            },
+            Wanted {
+                port_base: Some(3400),
+                ..Wanted::default()
+            },
+        ];
+        for wanted in wishes {
+            let error = layout.settle(wanted, mariadb).unwrap_err();
+            assert!(matches!(error, LayoutError::Different { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_one_runs_a_cluster() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::open(directory.path()).unwrap();
+        let lock = layout.lock().unwrap();
+        assert!(matches!(layout.lock(), Err(LayoutError::Running(_))));
+        assert!(layout.is_running().unwrap());
+        drop(lock);
+        assert!(!layout.is_running().unwrap());
+        Layout::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn paths_that_servers_cannot_use_are_refused_before_anything_is_made() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["with blank".to_owned(), "long".repeat(30), "quote'".to_owned()] {
+            let path = directory.path().join(name);
+            assert!(matches!(Layout::open(&path), Err(LayoutError::Unfit { .. })));
+            assert!(!path.exists());
+        }
+    }
+
+    #[test]
+    fn a_newer_directory_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(
+            directory.path().join("mysql-service.json"),
+            r#"{"format": 99, "new": 1}"#,
+        )
+        .unwrap();
+        let layout = Layout::open(directory.path()).unwrap();
+        assert!(matches!(
+            layout.settings(),
+            Err(LayoutError::Newer { format: 99, .. })
+        ));
+    }
+
+    #[test]
+    fn no_port_is_used_twice() {
+        let settings = Settings {
+            format: FORMAT,
+            flavor: Flavor::Mariadb,
+            instances: 9,
+            port_base: 3300,
+            roles_given: false,
+        };
+        let mut ports: Vec<u16> = settings.ports().into_iter().map(|(port, _)| port).collect();
+        assert!(ports.contains(&3311) && ports.contains(&3411) && ports.contains(&3511));
+        let count = ports.len();
+        ports.sort_unstable();
+        ports.dedup();
+        assert_eq!(ports.len(), count);
+    }
+}
