@@ -127,7 +127,7 @@ fn grants_it(line: &str, privilege: &str, on: &str) -> bool {
         return false;
     };
     let object = rest.split_once(" TO ").map_or(rest, |(object, _)| object);
-    let plain = |object: &str| object.replace('`', "").replace('\\', "");
+    let plain = |object: &str| object.replace(['`', '\\'], "");
     plain(object) == plain(on)
         && privileges
             .split(',')

@@ -69,30 +69,53 @@ impl Server {
         self.query(&sql).await?.iter().map(event).collect()
     }
 
-    /// `ALTER EVENT` makes whoever runs it the definer unless told otherwise, so the definer is told.
+    /// Switches one event and changes nothing else of it. `ALTER EVENT` by itself makes whoever runs it the
+    /// definer, and the session's character set the one in which the event's body is read: so the definer is
+    /// told, and the session takes the event's character set meanwhile.
     async fn alter_event(&mut self, event: &Event, action: &str) -> Result<(), Error> {
         let Event { schema, name } = event;
         let sql = format!(
-            "SELECT DEFINER FROM information_schema.EVENTS WHERE EVENT_SCHEMA = {} AND EVENT_NAME = {}",
+            "SELECT DEFINER AS definer, CHARACTER_SET_CLIENT AS charset, COLLATION_CONNECTION AS collation_name \
+             FROM information_schema.EVENTS WHERE EVENT_SCHEMA = {} AND EVENT_NAME = {}",
             literal(schema),
             literal(name)
         );
-        let definer = self
-            .query_value(&sql)
-            .await?
+        let rows = self.query(&sql).await?;
+        let row = rows
+            .first()
             .ok_or_else(|| Error::Unexpected(format!("there is no event `{schema}`.`{name}`")))?;
+        let (charset, collation) = (row.require("charset")?, row.require("collation_name")?);
+        let definer = row.require("definer")?;
         let (user, host) = definer.rsplit_once('@').ok_or_else(|| {
             Error::Unexpected(format!(
                 "the event `{schema}`.`{name}` has the definer `{definer}`"
             ))
         })?;
-        let sql = format!(
+        let alter = format!(
             "ALTER DEFINER = {}@{} EVENT {}.{} {action}",
             literal(user),
             literal(host),
             identifier(schema),
             identifier(name)
         );
-        self.execute_as(&sql, &sql, &[], Binlog::Skipped).await
+        if !alter.is_ascii() && !charset.starts_with("utf8") {
+            return Err(Error::Unexpected(format!(
+                "the event `{schema}`.`{name}` was made with the character set {charset} and its name or \
+                 definer is not ASCII: do by hand, with that character set and sql_log_bin = 0: {alter}"
+            )));
+        }
+        let as_the_event = format!(
+            "SET SESSION character_set_client = {}, SESSION collation_connection = {}",
+            literal(charset),
+            literal(collation)
+        );
+        self.execute(&as_the_event).await?;
+        let outcome = self.execute_as(&alter, &alter, &[], Binlog::Skipped).await;
+        let restored = self.execute("SET NAMES utf8mb4").await;
+        if restored.is_err() {
+            // Nothing of this session may be read in another character set by mistake.
+            self.connection.close();
+        }
+        outcome.and(restored)
     }
 }

@@ -52,4 +52,9 @@ impl Server {
             )))
         }
     }
+
+    /// Whether ordinary users cannot write (on MySQL: nobody).
+    pub async fn is_read_only(&mut self) -> Result<bool, Error> {
+        Ok(is_on(&self.require_value(READ_ONLY.of(self.flavor)).await?))
+    }
 }

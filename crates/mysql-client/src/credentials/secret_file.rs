@@ -269,8 +269,7 @@ impl SecretFile {
                 origin: self.origin.clone(),
                 problem: "no agent token can be derived from root_passwd",
             })?;
-        let hex: String = token.iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Password::new(hex))
+        Ok(Password::new(hexadecimal(&token)))
     }
 
     /// `client_id` of the single sign-on.
@@ -333,6 +332,15 @@ fn secret(value: &str) -> Result<Password, &'static str> {
     } else {
         Ok(Password::new(value))
     }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .map(|digit| char::from(DIGITS[usize::from(digit)]))
+        .collect()
 }
 
 /// The content of a file with secrets; one that others may read adds a warning.
