@@ -103,6 +103,12 @@ pub struct Client {
     deadline: Duration,
 }
 
+/// Makes ring the TLS implementation of this process, which an HTTP client needs even where it speaks without TLS.
+pub fn use_ring() {
+    // It refuses only when there is one already, and that is what is wanted.
+    let _already = rustls::crypto::ring::default_provider().install_default();
+}
+
 impl fmt::Debug for Client {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
@@ -125,6 +131,7 @@ impl Client {
         if bases.is_empty() {
             return Err(Error::BadUrl { url: String::new() });
         }
+        use_ring();
         let http = reqwest::Client::builder()
             // A proxy of the environment has no business between the parts of a cluster.
             .no_proxy()

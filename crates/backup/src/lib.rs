@@ -2,5 +2,6 @@
 
 pub mod manifest;
 pub mod pack;
+pub mod store;
 pub mod unpack;
 pub mod xbstream;

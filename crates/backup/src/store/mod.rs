@@ -1,0 +1,356 @@
+//! Where backups are kept: a directory, S3, Google Cloud Storage or Azure, behind one small interface.
+//!
+//! Names are relative to the store's prefix. What is written once is never written again: an object that is
+//! there already is compared, equal is done, different is an alarm.
+
+mod read;
+mod upload;
+
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::TryStreamExt as _;
+use object_store::aws::{AmazonS3Builder, Checksum};
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{
+    ClientOptions, ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, PutMode, PutPayload, RetryConfig,
+};
+
+pub use read::ObjectReader;
+pub use upload::Upload;
+
+/// An opened store. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    objects: Arc<dyn ObjectStore>,
+    prefix: Path,
+    url: String,
+}
+
+/// What is known of an object without reading it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    /// Relative to the store's prefix.
+    pub name: String,
+    /// In bytes.
+    pub length: u64,
+}
+
+/// What became of an object that may be written only once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PutOnce {
+    /// It was not there.
+    Written,
+    /// It was there, with the same content.
+    Same,
+    /// It is there with other content, which was left alone.
+    Different,
+}
+
+/// Why the store did not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The URL or its options are of no use.
+    #[error("cannot use the backup store {url}: {reason}")]
+    Configuration {
+        /// Without credentials.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no such object.
+    #[error("{name} is not in the backup store {url}")]
+    NotFound {
+        /// The object.
+        name: String,
+        /// The store.
+        url: String,
+    },
+    /// The store refuses our credentials.
+    #[error("the backup store {url} refuses access to {name}: check its credentials and permissions")]
+    Denied {
+        /// The object.
+        name: String,
+        /// The store.
+        url: String,
+        /// What it said.
+        source: Box<object_store::Error>,
+    },
+    /// Anything else, after retries.
+    #[error("cannot {action} {name} in the backup store {url}")]
+    Failed {
+        /// A verb.
+        action: &'static str,
+        /// The object.
+        name: String,
+        /// The store.
+        url: String,
+        /// What happened.
+        source: Box<object_store::Error>,
+    },
+}
+
+/// How long one request is retried, with growing pauses, before the store counts as failed.
+const RETRY_LIMIT: Duration = Duration::from_mins(1);
+
+/// How long the store may say nothing in the middle of an answer.
+const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+
+impl Store {
+    /// Opens the store at a URL: `file:///directory` (made if absent), `s3://bucket/prefix`,
+    /// `gs://bucket/prefix`, `az://container/prefix`. Credentials and endpoints come from the environment (for
+    /// S3 `AWS_ACCESS_KEY_ID` and its like) and from `options`, by the same names in lower case.
+    ///
+    /// # Errors
+    /// When the URL or an option is not understood. No request is made yet.
+    pub fn open(url: &str, options: &[(String, String)]) -> Result<Self, StoreError> {
+        let bad = |reason: String| StoreError::Configuration {
+            url: without_credentials(url),
+            reason,
+        };
+        // Whoever was first may have chosen already; either will do.
+        let _already = rustls::crypto::ring::default_provider().install_default();
+        let parsed = url::Url::parse(url).map_err(|error| bad(error.to_string()))?;
+        let (scheme, path) = ObjectStoreScheme::parse(&parsed).map_err(|error| bad(error.to_string()))?;
+        let objects: Arc<dyn ObjectStore> = match scheme {
+            ObjectStoreScheme::Local => return Self::directory(&parsed),
+            ObjectStoreScheme::AmazonS3 => {
+                let builder = configure(
+                    AmazonS3Builder::from_env().with_url(url),
+                    options,
+                    |builder, key, value| Ok(builder.with_config(key.parse()?, value)),
+                );
+                let builder = builder
+                    .map_err(|error| bad(error.to_string()))?
+                    .with_checksum_algorithm(Checksum::SHA256)
+                    .with_retry(retry())
+                    .with_client_options(client(options));
+                Arc::new(builder.build().map_err(|error| bad(error.to_string()))?)
+            }
+            ObjectStoreScheme::GoogleCloudStorage => {
+                let builder = GoogleCloudStorageBuilder::from_env().with_url(url);
+                let builder = configure(builder, options, |builder, key, value| {
+                    Ok(builder.with_config(key.parse()?, value))
+                });
+                let builder = builder.map_err(|error| bad(error.to_string()))?;
+                let builder = builder.with_retry(retry()).with_client_options(client(options));
+                Arc::new(builder.build().map_err(|error| bad(error.to_string()))?)
+            }
+            ObjectStoreScheme::MicrosoftAzure => {
+                let builder = MicrosoftAzureBuilder::from_env().with_url(url);
+                let builder = configure(builder, options, |builder, key, value| {
+                    Ok(builder.with_config(key.parse()?, value))
+                });
+                let builder = builder.map_err(|error| bad(error.to_string()))?;
+                let builder = builder.with_retry(retry()).with_client_options(client(options));
+                Arc::new(builder.build().map_err(|error| bad(error.to_string()))?)
+            }
+            _ => return Err(bad("use file://, s3://, gs:// or az://".to_owned())),
+        };
+        Ok(Self {
+            objects,
+            prefix: path,
+            url: without_credentials(url),
+        })
+    }
+
+    /// A store in a directory of this machine, durable: files and directories are synced.
+    fn directory(url: &url::Url) -> Result<Self, StoreError> {
+        let bad = |reason: String| StoreError::Configuration {
+            url: url.to_string(),
+            reason,
+        };
+        let path: PathBuf = url
+            .to_file_path()
+            .map_err(|()| bad("a directory is given as file:///absolute/path".to_owned()))?;
+        fs::create_dir_all(&path)
+            .map_err(|error| bad(format!("cannot create {}: {error}", path.display())))?;
+        let objects = LocalFileSystem::new_with_prefix(&path).map_err(|error| bad(error.to_string()))?;
+        Ok(Self {
+            objects: Arc::new(objects.with_fsync(true)),
+            prefix: Path::default(),
+            url: url.to_string(),
+        })
+    }
+
+    /// The URL, without credentials.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Reads a small object whole.
+    ///
+    /// # Errors
+    /// When it is not there or the store fails.
+    pub async fn get(&self, name: &str) -> Result<Bytes, StoreError> {
+        let got = self.objects.get(&self.path(name)).await;
+        let got = got.map_err(|source| self.error("read", name, source))?;
+        got.bytes()
+            .await
+            .map_err(|source| self.error("read", name, source))
+    }
+
+    /// Writes a small object unless it is there; then its content is compared.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn put_once(&self, name: &str, content: Bytes) -> Result<PutOnce, StoreError> {
+        let payload = PutPayload::from_bytes(content.clone());
+        match self
+            .objects
+            .put_opts(&self.path(name), payload, PutMode::Create.into())
+            .await
+        {
+            Ok(_) => Ok(PutOnce::Written),
+            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                let same = self.get(name).await? == content;
+                Ok(if same { PutOnce::Same } else { PutOnce::Different })
+            }
+            Err(source) => Err(self.error("write", name, source)),
+        }
+    }
+
+    /// Every object whose name begins with `folder/`, in the order of names. An empty folder name: all.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn list(&self, folder: &str) -> Result<Vec<Object>, StoreError> {
+        let prefix = self.path(folder);
+        let mut objects: Vec<Object> = self
+            .objects
+            .list(Some(&prefix))
+            .try_filter_map(|meta| {
+                let name = self.name(&meta.location);
+                let length = meta.size;
+                async move { Ok(name.map(|name| Object { name, length })) }
+            })
+            .try_collect()
+            .await
+            .map_err(|source| self.error("list", folder, source))?;
+        objects.sort_by(|left, right| left.name.cmp(&right.name));
+        Ok(objects)
+    }
+
+    /// The names of the folders directly below a folder, in order.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn folders(&self, folder: &str) -> Result<Vec<String>, StoreError> {
+        let listed = self.objects.list_with_delimiter(Some(&self.path(folder))).await;
+        let listed = listed.map_err(|source| self.error("list", folder, source))?;
+        let mut names: Vec<String> = listed
+            .common_prefixes
+            .iter()
+            .filter_map(|path| path.filename().map(str::to_owned))
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Removes an object; one that is not there is no error.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn delete(&self, name: &str) -> Result<(), StoreError> {
+        match self.objects.delete(&self.path(name)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(self.error("delete", name, source)),
+        }
+    }
+
+    fn path(&self, name: &str) -> Path {
+        name.split('/')
+            .filter(|part| !part.is_empty())
+            .fold(self.prefix.clone(), Path::join)
+    }
+
+    fn name(&self, path: &Path) -> Option<String> {
+        let parts: Vec<_> = path
+            .prefix_match(&self.prefix)?
+            .map(|part| part.as_ref().to_owned())
+            .collect();
+        Some(parts.join("/"))
+    }
+
+    fn error(&self, action: &'static str, name: &str, source: object_store::Error) -> StoreError {
+        let (name, url) = (name.to_owned(), self.url.clone());
+        match source {
+            object_store::Error::NotFound { .. } => StoreError::NotFound { name, url },
+            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+                StoreError::Denied {
+                    name,
+                    url,
+                    source: Box::new(source),
+                }
+            }
+            source => StoreError::Failed {
+                action,
+                name,
+                url,
+                source: Box::new(source),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Store").field(&self.url).finish()
+    }
+}
+
+/// Applies options to a builder; those of the HTTP client are handled apart.
+fn configure<B>(
+    builder: B,
+    options: &[(String, String)],
+    set: impl Fn(B, &str, &str) -> Result<B, object_store::Error>,
+) -> Result<B, object_store::Error> {
+    options
+        .iter()
+        .filter(|(key, _)| key != ALLOW_HTTP)
+        .try_fold(builder, |builder, (key, value)| set(builder, key, value))
+}
+
+/// The option that allows a store without TLS, for stores on the same machine or network.
+const ALLOW_HTTP: &str = "allow_http";
+
+fn client(options: &[(String, String)]) -> ClientOptions {
+    let allow_http = options
+        .iter()
+        .any(|(key, value)| key == ALLOW_HTTP && value == "true")
+        || std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value == "true");
+    ClientOptions::new()
+        .with_allow_http(allow_http)
+        .with_connect_timeout(Duration::from_secs(5))
+        .with_read_timeout(SILENCE_LIMIT)
+        // The whole of a large part on a slow line; silence is what ends a request.
+        .with_timeout(Duration::from_mins(10))
+}
+
+fn retry() -> RetryConfig {
+    RetryConfig {
+        retry_timeout: RETRY_LIMIT,
+        ..RetryConfig::default()
+    }
+}
+
+/// A URL with what stands before the host's `@` left out.
+fn without_credentials(url: &str) -> String {
+    match url.split_once("://") {
+        Some((scheme, rest)) => {
+            let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+            let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+            let path = path.split('?').next().unwrap_or_default();
+            format!("{scheme}://{host}/{path}")
+        }
+        None => url.to_owned(),
+    }
+}

@@ -1,0 +1,61 @@
+//! An object read by a thread of its own, while the next bytes are fetched.
+
+use std::io::{self, Read};
+
+use bytes::{Buf as _, Bytes};
+use futures_util::StreamExt as _;
+use object_store::ObjectStoreExt as _;
+use tokio::sync::mpsc;
+
+use super::{Store, StoreError};
+
+/// Pieces that are fetched ahead; a piece is what the store's connection gives at once, rarely over 1 MiB.
+const PIECES_AHEAD: usize = 8;
+
+/// Reads an object from its start to its end. Never by a task: it blocks.
+pub struct ObjectReader {
+    pieces: mpsc::Receiver<Result<Bytes, StoreError>>,
+    current: Bytes,
+}
+
+impl Store {
+    /// Opens an object for reading. It is fetched by the runtime that this is called on.
+    ///
+    /// # Errors
+    /// When it is not there or the store fails.
+    pub async fn read(&self, name: &str) -> Result<ObjectReader, StoreError> {
+        let got = self.objects.get(&self.path(name)).await;
+        let mut stream = got
+            .map_err(|source| self.error("read", name, source))?
+            .into_stream();
+        let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
+        let (store, name) = (self.clone(), name.to_owned());
+        tokio::spawn(async move {
+            while let Some(piece) = stream.next().await {
+                let piece = piece.map_err(|source| store.error("read", &name, source));
+                // Nobody reads any more, or there is nothing more to read.
+                if piece.is_err() | sender.send(piece).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(ObjectReader {
+            pieces,
+            current: Bytes::new(),
+        })
+    }
+}
+
+impl Read for ObjectReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.pieces.blocking_recv() {
+                None => return Ok(0),
+                Some(piece) => self.current = piece.map_err(io::Error::other)?,
+            }
+        }
+        let count = buffer.len().min(self.current.len());
+        self.current.copy_to_slice(&mut buffer[..count]);
+        Ok(count)
+    }
+}
