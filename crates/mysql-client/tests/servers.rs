@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 
 use mysql_client::credentials::{Login, Password};
 use mysql_client::{Binlog, Depth, Endpoint, Error, Event, ReadOnly, Server, Session, SessionKind};
-use support::{DEADLINE, TestServer, dba, eventually, replication};
+use rustix::process::Signal;
+use sandbox::server::BareServer;
+use support::{DEADLINE, connect_as_app, endpoint, eventually, replication, start};
 use topology::observation::{Observation, Receiver};
-use topology::{Address, Flavor, ServerId};
+use topology::{Address, Flavor};
 
 #[tokio::test]
 async fn mariadb() {
@@ -38,16 +40,21 @@ async fn mysql_without_tls() {
 }
 
 async fn following_is_encrypted(flavor: Flavor, settings: &str, encrypted: bool) {
-    let (one, two) = tokio::join!(
-        TestServer::start_with(flavor, 101, settings),
-        TestServer::start_with(flavor, 102, settings)
+    let (one, two) = tokio::join!(start(flavor, settings), start(flavor, settings));
+    assert_eq!(
+        is_encrypted(&mut one.connect_as_dba().await.unwrap()).await,
+        encrypted
     );
-    assert_eq!(is_encrypted(&mut one.dba().await).await, encrypted);
-    one.root().await.execute("CREATE DATABASE app").await.unwrap();
-    let mut replica = two.dba().await;
-    replica.point_at(&one.address(), &replication(2)).await.unwrap();
+    one.connect_as_root()
+        .await
+        .unwrap()
+        .execute("CREATE DATABASE app")
+        .await
+        .unwrap();
+    let mut replica = two.connect_as_dba().await.unwrap();
+    replica.point_at(one.address(), &replication(2)).await.unwrap();
     replica.start_replication().await.unwrap();
-    let written = one.dba().await.transactions().await.unwrap();
+    let written = one.connect_as_dba().await.unwrap().transactions().await.unwrap();
     let applied = replica.wait_until_applied(&written, DEADLINE).await.unwrap();
     let seen = replica.observe(Depth::Ordinary).await.unwrap();
     assert!(applied, "{:?}", seen.replication);
@@ -72,21 +79,21 @@ async fn is_encrypted(server: &mut Server) -> bool {
 
 /// Two servers, and everything that happens to them in the life of a cluster.
 struct Pair {
-    one: TestServer,
-    two: TestServer,
+    one: BareServer,
+    two: BareServer,
     dba_one: Server,
     dba_two: Server,
     app: Server,
 }
 
 async fn both_servers(flavor: Flavor) {
-    let (one, two) = tokio::join!(TestServer::start(flavor, 101), TestServer::start(flavor, 102));
-    let mut root = one.root().await;
+    let (one, two) = tokio::join!(start(flavor, "general_log_file=general.log"), start(flavor, ""));
+    let mut root = one.connect_as_root().await.unwrap();
     root.execute("SET GLOBAL general_log = ON").await.unwrap();
     let mut pair = Pair {
-        dba_one: one.dba().await,
-        dba_two: two.dba().await,
-        app: one.app().await,
+        dba_one: one.connect_as_dba().await.unwrap(),
+        dba_two: two.connect_as_dba().await.unwrap(),
+        app: connect_as_app(&one).await,
         one,
         two,
     };
@@ -112,13 +119,19 @@ impl Pair {
         // MySQL makes itself a certificate, MariaDB 10.11 does not.
         assert_eq!(is_encrypted(&mut self.dba_one).await, flavor == Flavor::Mysql);
         assert_eq!(seen.version, self.dba_one.version());
-        assert_eq!(seen.server_id, ServerId(101));
+        assert_eq!(seen.server_id, self.one.server_id());
         assert_eq!(seen.server_uuid.is_some(), flavor == Flavor::Mysql);
         assert!(!seen.read_only);
         assert!(seen.replication.is_none());
         assert!(!seen.semi_sync.source_enabled && !seen.semi_sync.source_active);
         assert!(seen.preflight.is_none());
-        assert_eq!(seen.variables["max_connections"], "50");
+        let shown = &seen.variables["max_connections"];
+        let asked = self
+            .dba_one
+            .query_value("SELECT @@global.max_connections")
+            .await
+            .unwrap();
+        assert_eq!(asked.as_ref(), Some(shown));
         assert!(seen.variables["threads_connected"].parse::<u32>().unwrap() >= 3);
         // Users were made with the binlog off.
         let fresh = self.dba_two.transactions().await.unwrap();
@@ -127,8 +140,9 @@ impl Pair {
 
     async fn following(&mut self) {
         self.one
-            .root()
+            .connect_as_root()
             .await
+            .unwrap()
             .execute("CREATE DATABASE app")
             .await
             .unwrap();
@@ -136,7 +150,7 @@ impl Pair {
             .execute("CREATE TABLE app.t (id INT PRIMARY KEY AUTO_INCREMENT, note VARCHAR(50))")
             .await
             .unwrap();
-        let source = self.one.address();
+        let source = self.one.address().clone();
         self.dba_two.point_at(&source, &replication(2)).await.unwrap();
         let seen = self.look_at_two().await;
         let told = seen.replication.unwrap();
@@ -145,6 +159,8 @@ impl Pair {
         assert_eq!(told.receiver, Receiver::Stopped);
         assert!(!told.applier_running);
 
+        // As replicas are; what they apply is let through.
+        assert_eq!(self.dba_two.set_read_only(true).await.unwrap(), ReadOnly::Done);
         self.dba_two.start_replication().await.unwrap();
         let transactions = self.dba_one.transactions().await.unwrap();
         assert!(
@@ -158,7 +174,7 @@ impl Pair {
             Ok(seen.replication.filter(|told| told.receiver == Receiver::Running))
         })
         .await;
-        assert_eq!(follows.source_server_id, Some(ServerId(101)));
+        assert_eq!(follows.source_server_id, Some(self.one.server_id()));
         assert!(follows.applier_running);
         assert_eq!((&*follows.receiver_error, &*follows.applier_error), ("", ""));
         let dumps = self.dba_one.dump_threads_of("repl_2").await.unwrap();
@@ -227,7 +243,7 @@ impl Pair {
         let mut waiters = Vec::new();
         let mut ids = Vec::new();
         for _ in 0..3 {
-            let mut session = self.one.app().await;
+            let mut session = connect_as_app(&self.one).await;
             session.set_deadline(Duration::from_mins(1));
             ids.push(u64::from(session.connection_id()));
             waiters.push(tokio::spawn(async move {
@@ -249,7 +265,7 @@ impl Pair {
         assert_eq!(seen.semi_sync.source_clients, 0);
         assert!(seen.semi_sync.waiting_sessions >= 1);
         // New sessions, too.
-        drop(self.one.dba().await);
+        drop(self.one.connect_as_dba().await.unwrap());
 
         let began = Instant::now();
         assert_eq!(self.dba_one.set_read_only(true).await.unwrap(), ReadOnly::Blocked);
@@ -289,7 +305,7 @@ impl Pair {
         let ended = self.app.query("SELECT 1").await;
         assert!(matches!(ended, Err(Error::Closed { .. })), "{ended:?}");
 
-        self.app = self.one.app().await;
+        self.app = connect_as_app(&self.one).await;
         let refused = self.app.execute("INSERT INTO app.t (note) VALUES ('no')").await;
         assert_eq!(refused.unwrap_err().code(), Some(1290));
         assert_eq!(self.dba_one.set_read_only(false).await.unwrap(), ReadOnly::Done);
@@ -314,7 +330,7 @@ impl Pair {
             .execute("INSERT INTO app.t (note) VALUES ('open')")
             .await
             .unwrap();
-        let mut prepared = self.one.app().await;
+        let mut prepared = connect_as_app(&self.one).await;
         for sql in [
             "XA START 'x'",
             "INSERT INTO app.t (note) VALUES ('x')",
@@ -338,7 +354,7 @@ impl Pair {
     /// As the master's agent does it: the account is locked here alone, its dump thread ended.
     async fn fencing_a_replica_at_its_source(&mut self) {
         let before = self.dba_one.transactions().await.unwrap();
-        let mut root = self.one.root().await;
+        let mut root = self.one.connect_as_root().await.unwrap();
         root.lock_user("repl_2", "%").await.unwrap();
         for id in root.dump_threads_of("repl_2").await.unwrap() {
             root.end_session(id).await.unwrap();
@@ -354,7 +370,7 @@ impl Pair {
         })
         .await;
         assert_eq!(seen.receiver, Receiver::Connecting);
-        let locked = Server::connect(&self.one.endpoint(), &replication(2), DEADLINE).await;
+        let locked = Server::connect(&endpoint(&self.one), &replication(2), DEADLINE).await;
         assert!(matches!(locked, Err(Error::AccessDenied { .. })), "{locked:?}");
 
         root.unlock_user("repl_2", "%").await.unwrap();
@@ -391,11 +407,12 @@ impl Pair {
         // The former source wrote everything itself; it goes on after that, not from the beginning.
         self.dba_one.set_semi_sync_source(false).await.unwrap();
         self.dba_one
-            .point_at(&self.two.address(), &replication(1))
+            .point_at(self.two.address(), &replication(1))
             .await
             .unwrap();
         self.dba_one.start_replication().await.unwrap();
-        self.app = self.two.app().await;
+        assert_eq!(self.dba_two.set_read_only(false).await.unwrap(), ReadOnly::Done);
+        self.app = connect_as_app(&self.two).await;
         self.insert("from the new source").await;
         let all = self.dba_two.transactions().await.unwrap();
         assert!(self.dba_one.wait_until_applied(&all, DEADLINE).await.unwrap());
@@ -403,7 +420,7 @@ impl Pair {
         let follows = self.look_at_one().await.replication.unwrap();
         assert_eq!(follows.applier_error, "");
         let count = "SELECT COUNT(*) FROM app.t";
-        let mut root = self.one.root().await;
+        let mut root = self.one.connect_as_root().await.unwrap();
         assert_eq!(
             root.query_value(count).await.unwrap(),
             self.app.query_value(count).await.unwrap()
@@ -415,7 +432,7 @@ impl Pair {
             schema: "app".to_owned(),
             name: "e'1".to_owned(),
         };
-        let mut root = self.two.root().await;
+        let mut root = self.two.connect_as_root().await.unwrap();
         let before = definition(&mut root).await;
         let transactions = root.transactions().await.unwrap();
         assert_eq!(root.enabled_events().await.unwrap(), []);
@@ -451,19 +468,20 @@ impl Pair {
 
     async fn logins_that_fail(&mut self) {
         let wrong = Login::new("dba", Password::new("wrong"));
-        let denied = Server::connect(&self.two.endpoint(), &wrong, DEADLINE)
+        let denied = Server::connect(&endpoint(&self.two), &wrong, DEADLINE)
             .await
             .unwrap_err();
         assert!(matches!(denied, Error::AccessDenied { .. }), "{denied:?}");
         let nobody = Endpoint::Tcp(Address::new("127.0.0.1", 1).unwrap());
-        let unreachable = Server::connect(&nobody, &dba(), DEADLINE).await.unwrap_err();
+        let dba = self.two.secrets().dba().unwrap();
+        let unreachable = Server::connect(&nobody, &dba, DEADLINE).await.unwrap_err();
         assert!(
             matches!(unreachable, Error::Unreachable { .. }),
             "{unreachable:?}"
         );
 
         // A secret in a statement that the server cannot read does not come back in its words.
-        let mut root = self.two.root().await;
+        let mut root = self.two.connect_as_root().await.unwrap();
         let login = Login::new("x".repeat(200), Password::new("hunter2"));
         let refused = root
             .ensure_user(&login, "%", &[], Binlog::Skipped)
@@ -494,7 +512,7 @@ impl Pair {
         assert_eq!(root.transactions().await.unwrap(), made, "nothing was left to do");
         assert!(self.dba_one.wait_until_applied(&made, DEADLINE).await.unwrap());
         drop(
-            Server::connect(&self.one.endpoint(), &created, DEADLINE)
+            Server::connect(&endpoint(&self.one), &created, DEADLINE)
                 .await
                 .unwrap(),
         );
@@ -503,31 +521,32 @@ impl Pair {
             .await
             .unwrap();
         drop(
-            Server::connect(&self.two.endpoint(), &other, DEADLINE)
+            Server::connect(&endpoint(&self.two), &other, DEADLINE)
                 .await
                 .unwrap(),
         );
     }
 
     async fn a_frozen_server(&mut self) {
-        let mut session = self.one.dba().await;
+        let mut session = self.one.connect_as_dba().await.unwrap();
+        let dba = self.one.secrets().dba().unwrap();
         let limit = Duration::from_millis(300);
         session.set_deadline(limit);
-        self.one.signal("STOP");
+        self.one.signal(Signal::STOP).unwrap();
         let began = Instant::now();
         let silent = session.observe(Depth::Ordinary).await.unwrap_err();
         assert!(matches!(silent, Error::Deadline { .. }), "{silent:?}");
         let closed = session.observe(Depth::Ordinary).await.unwrap_err();
         assert!(matches!(closed, Error::Closed { .. }), "{closed:?}");
-        let login = Server::connect(&self.one.endpoint(), &dba(), limit)
+        let login = Server::connect(&endpoint(&self.one), &dba, limit)
             .await
             .unwrap_err();
         assert!(matches!(login, Error::Deadline { .. }), "{login:?}");
         assert!(began.elapsed() < Duration::from_secs(3));
-        self.one.signal("CONT");
+        self.one.signal(Signal::CONT).unwrap();
 
         // A call that is dropped before its end leaves no answer for the next one to take for its own.
-        let mut session = self.one.dba().await;
+        let mut session = self.one.connect_as_dba().await.unwrap();
         let dropped = tokio::time::timeout(limit, session.query("SELECT SLEEP(5)")).await;
         assert!(dropped.is_err());
         let closed = session.query("SELECT 1").await;
@@ -536,7 +555,7 @@ impl Pair {
 
     /// The general log of the first server has every statement that this test said to it.
     fn nothing_removed_was_said(&self, flavor: Flavor) {
-        let log = std::fs::read_to_string(self.one.directory().join("general.log")).unwrap();
+        let log = std::fs::read_to_string(self.one.config().data_directory.join("general.log")).unwrap();
         assert!(log.contains("SHOW GLOBAL STATUS"), "the log has what was said");
         let said = log.to_lowercase();
         let removed: Vec<&str> = said
