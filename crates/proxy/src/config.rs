@@ -1,6 +1,7 @@
 //! The proxy's configuration: one TOML file, every key explained in `etc/proxy.toml`.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -140,6 +141,7 @@ impl ProxyConfig {
                 bail!("both `token_file` and {TOKEN_VARIABLE} are set: leave one of them out")
             }
             (Some(path), None) => {
+                warn_if_others_can_read(path);
                 let token = std::fs::read_to_string(path)
                     .with_context(|| format!("cannot read the token file {}", path.display()))?;
                 (token, path.display().to_string())
@@ -154,6 +156,15 @@ impl ProxyConfig {
 
     pub(crate) fn hold_limit(&self) -> Duration {
         Duration::from_millis(self.hold_limit_milliseconds)
+    }
+}
+
+fn warn_if_others_can_read(path: &Path) {
+    // A file that cannot be looked at cannot be read either, and that is an error of its own.
+    if let Ok(metadata) = std::fs::metadata(path)
+        && metadata.permissions().mode() & 0o077 != 0
+    {
+        tracing::warn!("others can read the token file {}: chmod 600 it", path.display());
     }
 }
 

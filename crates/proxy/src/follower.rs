@@ -151,7 +151,10 @@ impl Follower {
                     }
                     self.take(routes, monitor).await?;
                 }
-                Ok(None) => return Ok(heard),
+                Ok(None) => {
+                    tracing::info!("the monitor has ended its stream; the last routes stay in force");
+                    return Ok(heard);
+                }
                 Err(error) if heard => {
                     tracing::warn!("the monitor was lost: {error:#}; the last routes stay in force");
                     return Ok(true);
@@ -169,6 +172,10 @@ impl Follower {
                 "routes of generation {} are ignored: those in force are of generation {}",
                 routes.generation,
                 held.map_or(topology::Generation::ZERO, |held| held.generation)
+            );
+            anyhow::ensure!(
+                self.monitors.len() == 1,
+                "this monitor is behind: another one may know better"
             );
             return Ok(());
         }

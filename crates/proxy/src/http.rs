@@ -72,12 +72,21 @@ async fn metrics(State(shared): State<Shared>) -> Response {
 fn render(counters: &Counters, known: &Known) -> String {
     let mut page = Page(String::new());
     let c = counters;
-    page.family("proxy_connections", "gauge", "Client connections by state.");
-    page.labelled("proxy_connections", "state", "held", c.held.get());
-    page.labelled("proxy_connections", "state", "opening", c.opening.get());
-    page.labelled("proxy_connections", "state", "open", c.open.get());
     page.family(
-        "proxy_refused_total",
+        "mysql_service_proxy_connections",
+        "gauge",
+        "Client connections by state.",
+    );
+    page.labelled("mysql_service_proxy_connections", "state", "held", c.held.get());
+    page.labelled(
+        "mysql_service_proxy_connections",
+        "state",
+        "opening",
+        c.opening.get(),
+    );
+    page.labelled("mysql_service_proxy_connections", "state", "open", c.open.get());
+    page.family(
+        "mysql_service_proxy_refused_total",
         "counter",
         "Clients that were answered with an error.",
     );
@@ -86,51 +95,66 @@ fn render(counters: &Counters, known: &Known) -> String {
         ("no_slave", &c.refused_no_slave),
         ("too_many_connections", &c.refused_too_many),
     ] {
-        page.labelled("proxy_refused_total", "reason", reason, counter.get());
+        page.labelled(
+            "mysql_service_proxy_refused_total",
+            "reason",
+            reason,
+            counter.get(),
+        );
     }
     page.family(
-        "proxy_ended_total",
+        "mysql_service_proxy_ended_total",
         "counter",
         "Connections that the proxy ended.",
     );
-    page.labelled("proxy_ended_total", "reason", "routes", c.ended_by_routes.get());
-    page.labelled("proxy_ended_total", "reason", "stop", c.ended_by_stop.get());
-    page.family("proxy_bytes_total", "counter", "Bytes carried.");
     page.labelled(
-        "proxy_bytes_total",
+        "mysql_service_proxy_ended_total",
+        "reason",
+        "routes",
+        c.ended_by_routes.get(),
+    );
+    page.labelled(
+        "mysql_service_proxy_ended_total",
+        "reason",
+        "stop",
+        c.ended_by_stop.get(),
+    );
+    page.family("mysql_service_proxy_bytes_total", "counter", "Bytes carried.");
+    page.labelled(
+        "mysql_service_proxy_bytes_total",
         "direction",
         "to_server",
         c.bytes_to_servers.get(),
     );
     page.labelled(
-        "proxy_bytes_total",
+        "mysql_service_proxy_bytes_total",
         "direction",
         "to_client",
         c.bytes_to_clients.get(),
     );
     for (name, help, counter) in [
         (
-            "proxy_accepted_total",
+            "mysql_service_proxy_accepted_total",
             "Client connections accepted.",
             &c.accepted,
         ),
         (
-            "proxy_held_total",
-            "Times that a connection had to wait for a server.",
+            "mysql_service_proxy_held_total",
+            "Clients that had to wait for a server.",
             &c.held_ever,
         ),
         (
-            "proxy_abandoned_total",
+            "mysql_service_proxy_abandoned_total",
             "Clients that left before a server greeted them.",
             &c.abandoned,
         ),
         (
-            "proxy_accept_pauses_total",
+            "mysql_service_proxy_accept_pauses_total",
             "Pauses for want of open files.",
             &c.accept_pauses,
         ),
         (
-            "proxy_lapsed_holds_total",
+            "mysql_service_proxy_lapsed_holds_total",
             "Holds that no monitor ended in time.",
             &c.lapsed_holds,
         ),
@@ -150,19 +174,19 @@ fn backends(page: &mut Page, counters: &Counters) {
     let backends = counters.backends();
     let families: [(&str, &str, &str, Pick); 3] = [
         (
-            "proxy_backend_connections",
+            "mysql_service_proxy_backend_connections",
             "gauge",
             "Open connections to a server.",
             |b| &b.open,
         ),
         (
-            "proxy_backend_connects_total",
+            "mysql_service_proxy_backend_connects_total",
             "counter",
             "Attempts to connect to a server.",
             |b| &b.connects,
         ),
         (
-            "proxy_backend_failures_total",
+            "mysql_service_proxy_backend_failures_total",
             "counter",
             "Attempts that failed.",
             |b| &b.failures,
@@ -178,21 +202,24 @@ fn backends(page: &mut Page, counters: &Counters) {
 
 fn monitor(page: &mut Page, known: &Known) {
     page.family(
-        "proxy_monitor_connected",
+        "mysql_service_proxy_monitor_connected",
         "gauge",
         "Whether a monitor's stream is open.",
     );
-    page.plain("proxy_monitor_connected", u64::from(known.is_connected()));
+    page.plain(
+        "mysql_service_proxy_monitor_connected",
+        u64::from(known.is_connected()),
+    );
     let routes = known.routes();
     page.family(
-        "proxy_routes_generation",
+        "mysql_service_proxy_routes_generation",
         "gauge",
         "Generation of the routes in force; 0 before the first.",
     );
     let generation = routes.as_ref().map_or(0, |routes| routes.generation.0);
-    page.plain("proxy_routes_generation", generation);
+    page.plain("mysql_service_proxy_routes_generation", generation);
     page.family(
-        "proxy_routes_phase",
+        "mysql_service_proxy_routes_phase",
         "gauge",
         "1 for the phase of the routes in force.",
     );
@@ -202,7 +229,12 @@ fn monitor(page: &mut Page, known: &Known) {
         ("abort", Phase::Abort),
     ] {
         let is_it = routes.as_ref().is_some_and(|routes| routes.phase == phase);
-        page.labelled("proxy_routes_phase", "phase", name, u64::from(is_it));
+        page.labelled(
+            "mysql_service_proxy_routes_phase",
+            "phase",
+            name,
+            u64::from(is_it),
+        );
     }
 }
 

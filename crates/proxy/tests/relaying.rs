@@ -1,5 +1,7 @@
 //! Bytes and ends: carried unchanged, in bounded memory, however either side behaves.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::io::{Read as _, Write as _};
@@ -9,7 +11,10 @@ use std::time::{Duration, Instant};
 use api::routes::Phase;
 use proxy::ProxyConfig;
 use proxy::route::Service;
-use support::{Client, Digest, Manner, Monitor, Noise, Proxy, Server, config, reset, routes, wait_until};
+use support::{
+    Client, Digest, Manner, Monitor, Noise, Proxy, Server, config, reset, routes, wait_until,
+    wait_until_still,
+};
 
 struct Scene {
     server: Server,
@@ -31,7 +36,8 @@ fn scene(manner: Manner, change: impl FnOnce(&mut ProxyConfig)) -> Scene {
 
 impl Scene {
     fn open(&self) -> u64 {
-        self.proxy.metric("proxy_connections{state=\"open\"}")
+        self.proxy
+            .metric("mysql_service_proxy_connections{state=\"open\"}")
     }
 
     fn client(&self) -> Client {
@@ -48,13 +54,10 @@ fn a_large_answer_arrives_unchanged_and_a_slow_reader_costs_no_memory() {
     let scene = scene(Manner::Send(LARGE), |_| {});
     let mut client = scene.client();
     // Until the client reads, the server gets rid of what fits into socket buffers and one of ours.
-    let mut last = 0;
-    wait_until("the server stalls", || {
-        std::thread::sleep(Duration::from_millis(100));
-        let sent = scene.server.sent();
-        std::mem::replace(&mut last, sent) == sent
-    });
-    let carried = scene.proxy.metric("proxy_bytes_total{direction=\"to_client\"}");
+    wait_until_still("the server stalls", || scene.server.sent());
+    let carried = scene
+        .proxy
+        .metric("mysql_service_proxy_bytes_total{direction=\"to_client\"}");
     assert!(
         carried < LARGE as u64 / 4,
         "{carried} bytes were taken though nobody reads"
@@ -113,7 +116,9 @@ fn both_directions_at_once() {
     digest.add(&client.read_to_end());
     writer.join().unwrap();
     assert_eq!(digest, Digest::of_noise(TOTAL));
-    let c = scene.proxy.metric("proxy_bytes_total{direction=\"to_server\"}");
+    let c = scene
+        .proxy
+        .metric("mysql_service_proxy_bytes_total{direction=\"to_server\"}");
     assert_eq!(c, TOTAL as u64);
 }
 
@@ -155,9 +160,14 @@ fn a_client_that_leaves_before_the_greeting_is_let_go() {
     drop(closing);
     reset(resetting.0);
     wait_until("both are let go", || {
-        scene.proxy.metric("proxy_abandoned_total") == 2
+        scene.proxy.metric("mysql_service_proxy_abandoned_total") == 2
     });
-    assert_eq!(scene.proxy.metric("proxy_connections{state=\"opening\"}"), 0);
+    assert_eq!(
+        scene
+            .proxy
+            .metric("mysql_service_proxy_connections{state=\"opening\"}"),
+        0
+    );
 }
 
 #[test]

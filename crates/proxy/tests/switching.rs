@@ -1,5 +1,7 @@
 //! Routes change: holds, switchovers, aborted ones, slaves that come and go, monitors that are lost.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::sync::Arc;
@@ -37,8 +39,11 @@ fn a_switchover_holds_new_connections_and_ends_old_ones_at_its_end() {
     assert_eq!(held.greeting(), Ok("new".to_owned()));
     assert!(held.echoes("hello"));
     assert!(early.read_to_end().is_empty());
-    assert_eq!(proxy.metric("proxy_ended_total{reason=\"routes\"}"), 1);
-    assert_eq!(proxy.metric("proxy_routes_generation"), 3);
+    assert_eq!(
+        proxy.metric("mysql_service_proxy_ended_total{reason=\"routes\"}"),
+        1
+    );
+    assert_eq!(proxy.metric("mysql_service_proxy_routes_generation"), 3);
 }
 
 #[test]
@@ -104,7 +109,7 @@ fn nobody_is_refused_during_twenty_switchovers() {
         });
         monitor.publish_and_wait_for_ack(routes(2 * turn, Phase::Hold, Some(&servers[master]), &[]));
         wait_until("everybody is held", || {
-            proxy.metric("proxy_connections{state=\"held\"}") == 16
+            proxy.metric("mysql_service_proxy_connections{state=\"held\"}") == 16
         });
         master = 1 - master;
         monitor.publish(routes(2 * turn + 1, Phase::Open, Some(&servers[master]), &[]));
@@ -113,7 +118,10 @@ fn nobody_is_refused_during_twenty_switchovers() {
     for client in clients {
         client.join().unwrap();
     }
-    assert_eq!(proxy.metric("proxy_refused_total{reason=\"waited_too_long\"}"), 0);
+    assert_eq!(
+        proxy.metric("mysql_service_proxy_refused_total{reason=\"waited_too_long\"}"),
+        0
+    );
 }
 
 #[test]
@@ -127,7 +135,7 @@ fn everybody_who_was_held_is_served_though_a_server_takes_few_at_once() {
     monitor.publish_and_wait_for_ack(routes(2, Phase::Hold, Some(&old), &[]));
     let mut clients: Vec<_> = (0..500).map(|_| proxy.connect()).collect();
     wait_until("all are held", || {
-        proxy.metric("proxy_connections{state=\"held\"}") == 500
+        proxy.metric("mysql_service_proxy_connections{state=\"held\"}") == 500
     });
     monitor.publish(routes(3, Phase::Open, Some(&new), &[]));
     for client in &mut clients {
@@ -149,7 +157,7 @@ fn a_lower_generation_is_ignored() {
     monitor.publish(routes(6, Phase::Open, Some(&wrong), &[]));
     assert!(early.is_silent(), "the connection was ended by old routes");
     assert_eq!(proxy.connect().greeting(), Ok("right".to_owned()));
-    assert_eq!(proxy.metric("proxy_routes_generation"), 7);
+    assert_eq!(proxy.metric("mysql_service_proxy_routes_generation"), 7);
 }
 
 #[test]
@@ -158,7 +166,9 @@ fn who_waits_too_long_is_told_why() {
     let mut config = config(Service::Master, &[&monitor]);
     config.hold_limit_milliseconds = 200;
     let proxy = Proxy::start(config);
-    wait_until("routes", || proxy.metric("proxy_routes_generation") == 1);
+    wait_until("routes", || {
+        proxy.metric("mysql_service_proxy_routes_generation") == 1
+    });
     let start = Instant::now();
     let mut client = proxy.connect();
     let (code, message) = client.greeting().unwrap_err();
@@ -166,8 +176,11 @@ fn who_waits_too_long_is_told_why() {
     assert_eq!(code, 1053);
     assert!(message.contains("mysql-master: there is no master"), "{message}");
     assert!(client.read_to_end().is_empty());
-    assert_eq!(proxy.metric("proxy_refused_total{reason=\"waited_too_long\"}"), 1);
-    assert_eq!(proxy.metric("proxy_connections{state=\"held\"}"), 0);
+    assert_eq!(
+        proxy.metric("mysql_service_proxy_refused_total{reason=\"waited_too_long\"}"),
+        1
+    );
+    assert_eq!(proxy.metric("mysql_service_proxy_connections{state=\"held\"}"), 0);
 }
 
 #[test]
@@ -191,23 +204,23 @@ fn a_hold_that_no_monitor_ends_lapses() {
     let master = Server::start("master", Manner::Echo);
     let mut monitor = Monitor::start(routes(1, Phase::Open, Some(&master), &[]));
     let mut config = config(Service::Master, &[&monitor]);
-    config.hold_limit_milliseconds = 1000;
+    config.hold_limit_milliseconds = 3000;
     let proxy = Proxy::start_ready(config);
     let mut hold = routes(2, Phase::Hold, Some(&master), &[]);
     hold.deadline_ms = Some(200);
     monitor.publish_and_wait_for_ack(hold);
     let start = Instant::now();
     monitor.stop();
-    while start.elapsed() < Duration::from_millis(500) {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("the deadline has passed", || {
+        start.elapsed() > Duration::from_millis(300)
+    });
     let mut client = proxy.connect();
     assert!(
         client.is_silent(),
         "past its deadline the hold goes on up to the hold limit"
     );
     assert_eq!(client.greeting(), Ok("master".to_owned()));
-    assert_eq!(proxy.metric("proxy_lapsed_holds_total"), 1);
+    assert_eq!(proxy.metric("mysql_service_proxy_lapsed_holds_total"), 1);
 }
 
 #[test]
@@ -224,7 +237,7 @@ fn losing_the_monitor_changes_nothing_and_the_next_one_is_followed() {
     early.greeting().unwrap();
     first.stop();
     wait_until("the loss is noticed", || {
-        proxy.metric("proxy_monitor_connected") == 0
+        proxy.metric("mysql_service_proxy_monitor_connected") == 0
     });
     assert!(early.echoes("still there"));
     assert_eq!(proxy.connect().greeting(), Ok("old".to_owned()));
@@ -232,10 +245,32 @@ fn losing_the_monitor_changes_nothing_and_the_next_one_is_followed() {
 
     second.resume();
     wait_until("the second is followed", || {
-        proxy.metric("proxy_routes_generation") == 2
+        proxy.metric("mysql_service_proxy_routes_generation") == 2
     });
     assert_eq!(proxy.connect().greeting(), Ok("new".to_owned()));
     assert!(early.read_to_end().is_empty());
+}
+
+#[test]
+fn a_monitor_that_is_behind_does_not_keep_the_proxy() {
+    let (old, new) = (
+        Server::start("old", Manner::Echo),
+        Server::start("new", Manner::Echo),
+    );
+    let mut first = Monitor::start(routes(2, Phase::Open, Some(&old), &[]));
+    let behind = Monitor::start(routes(1, Phase::Open, Some(&new), &[]));
+    let proxy = Proxy::start_ready(config(Service::Master, &[&first, &behind]));
+    first.stop();
+    wait_until("the one that is behind is asked", || {
+        !behind.requests().is_empty()
+    });
+    assert_eq!(proxy.connect().greeting(), Ok("old".to_owned()));
+    first.publish(routes(3, Phase::Open, Some(&new), &[]));
+    first.resume();
+    wait_until("the first is followed again", || {
+        proxy.metric("mysql_service_proxy_routes_generation") == 3
+    });
+    assert_eq!(proxy.connect().greeting(), Ok("new".to_owned()));
 }
 
 #[test]
@@ -278,7 +313,7 @@ fn another_slave_is_tried_when_one_fails() {
         }
         // Either was drawn first at least once: the chance that it was not is 2^-8, then it was never tried.
         let failures = proxy.metric(&format!(
-            "proxy_backend_failures_total{{backend=\"{}\"}}",
+            "mysql_service_proxy_backend_failures_total{{backend=\"{}\"}}",
             bad.route_address()
         ));
         assert_eq!(failures > 0, bad.accepted() > 0, "{manner:?}");
@@ -334,7 +369,9 @@ fn a_lag_limit_of_the_proxy_refuses_at_once() {
     let mut config = config(Service::Slave, &[&monitor]);
     config.lag_limit_seconds = Some(30);
     let proxy = Proxy::start(config);
-    wait_until("routes", || proxy.metric("proxy_routes_generation") == 1);
+    wait_until("routes", || {
+        proxy.metric("mysql_service_proxy_routes_generation") == 1
+    });
     let (code, message) = proxy.connect().greeting().unwrap_err();
     assert_eq!(code, 1053);
     assert!(message.contains("more than 30 s behind"), "{message}");
@@ -355,15 +392,17 @@ fn readers_leave_a_slave_that_left_the_list_and_at_once_one_that_became_the_mast
     );
     let monitor = Monitor::start(routes(1, Phase::Open, None, &[&leaving]));
     let mut config = config(Service::Slave, &[&monitor]);
-    config.departed_slave_seconds = 1;
+    config.departed_slave_seconds = 3;
     let proxy = Proxy::start_ready(config);
     let mut on_leaving = proxy.connect();
     assert_eq!(on_leaving.greeting(), Ok("leaving".to_owned()));
+    let left_at = Instant::now();
     monitor.publish(routes(2, Phase::Open, None, &[&promoted]));
-    wait_until("routes", || proxy.metric("proxy_routes_generation") == 2);
+    wait_until("routes", || {
+        proxy.metric("mysql_service_proxy_routes_generation") == 2
+    });
     let mut on_promoted = proxy.connect();
     assert_eq!(on_promoted.greeting(), Ok("promoted".to_owned()));
-    let left_at = Instant::now();
     assert!(
         on_leaving.echoes("for a while"),
         "a slave that flaps must not lose its readers"
@@ -372,9 +411,6 @@ fn readers_leave_a_slave_that_left_the_list_and_at_once_one_that_became_the_mast
     monitor.publish(routes(3, Phase::Open, Some(&promoted), &[&staying]));
     assert!(on_promoted.read_to_end().is_empty());
     assert!(on_leaving.read_to_end().is_empty());
-    assert!(
-        left_at.elapsed() > Duration::from_millis(700),
-        "its time was not up"
-    );
+    assert!(left_at.elapsed() >= Duration::from_secs(3), "its time was not up");
     assert_eq!(proxy.connect().greeting(), Ok("staying".to_owned()));
 }

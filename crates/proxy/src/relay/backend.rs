@@ -31,8 +31,10 @@ pub(super) struct Backend {
     pub(super) counters: Arc<BackendCounters>,
     /// Connections that are being opened.
     pub(super) opening: Cell<u64>,
-    /// When its connections end because it left the list; see [`Fate::EndLater`].
-    pub(super) ends_at: Cell<Option<Instant>>,
+    /// What becomes of its connections under the routes in force.
+    fate: Cell<Fate>,
+    /// When its connections end, if their fate is [`Fate::EndLater`].
+    ends_at: Cell<Option<Instant>>,
     /// When the last attempt to connect failed, if none has succeeded since.
     failed_at: Cell<Option<Instant>>,
 }
@@ -45,6 +47,15 @@ impl Backend {
 
     pub(super) fn is_full(&self) -> bool {
         self.opening.get() >= MOST_OPENING
+    }
+
+    /// Whether its open connections end now.
+    pub(super) fn ends_now(&self, now: Instant) -> bool {
+        match self.fate.get() {
+            Fate::Stay => false,
+            Fate::End => true,
+            Fate::EndLater => self.ends_at.get().is_some_and(|at| at <= now),
+        }
     }
 
     /// An attempt failed. Said once, not for every attempt.
@@ -199,18 +210,6 @@ impl Router {
         }
     }
 
-    /// What becomes of the open connections to a server now.
-    pub(super) fn ends_now(&self, backend: &Backend, now: Instant) -> bool {
-        let Some(routes) = self.routes() else {
-            return false;
-        };
-        match route::fate(routes, self.wish.service, &backend.address) {
-            Fate::Stay => false,
-            Fate::End => true,
-            Fate::EndLater => backend.ends_at.get().is_some_and(|at| at <= now),
-        }
-    }
-
     /// Forgets the times that have come: what they asked for is done.
     pub(super) fn forget_departures_until(&self, now: Instant) {
         for backend in self.backends.values() {
@@ -224,7 +223,8 @@ impl Router {
         let Some(table) = &self.table else { return };
         let (routes, service, later) = (&table.routes, self.wish.service, now + self.departed_slave);
         self.backends.retain(|_, backend| {
-            match route::fate(routes, service, &backend.address) {
+            backend.fate.set(route::fate(routes, service, &backend.address));
+            match backend.fate.get() {
                 Fate::EndLater if backend.counters.open.get() > 0 => {
                     backend.ends_at.set(backend.ends_at.get().or(Some(later)));
                 }
@@ -242,6 +242,7 @@ impl Router {
         };
         let backend = self.backends.entry(address.clone()).or_insert_with(|| {
             Rc::new(Backend {
+                fate: Cell::new(Fate::Stay),
                 address: address.clone(),
                 counters: self.counters.backend(address),
                 opening: Cell::new(0),

@@ -33,6 +33,8 @@ pub(super) struct Connection {
     pub(super) client: Side,
     /// When it is answered with an error if no server has greeted it.
     pub(super) give_up_at: Instant,
+    /// It had to wait at least once.
+    pub(super) was_held: bool,
     pub(super) stage: Stage,
 }
 

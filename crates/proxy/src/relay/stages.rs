@@ -31,6 +31,7 @@ impl EventLoop {
         let key = self.connections.insert(Connection {
             client: Side::new(client),
             give_up_at: now + self.settings.hold_limit,
+            was_held: false,
             stage,
         });
         let Some(connection) = self.connections.get_mut(key) else {
@@ -136,12 +137,13 @@ impl EventLoop {
                 pause,
             }),
         );
-        self.counters.held_ever.add(1);
-        if let Some(deadline) = self
-            .connections
-            .get_mut(key)
-            .and_then(|connection| connection.deadline())
-        {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        if !std::mem::replace(&mut connection.was_held, true) {
+            self.counters.held_ever.add(1);
+        }
+        if let Some(deadline) = connection.deadline() {
             self.look_at(key, deadline);
         }
     }
@@ -282,7 +284,7 @@ impl EventLoop {
         let (mut ending, mut misled, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
         for (key, connection) in self.connections.iter() {
             match &connection.stage {
-                Stage::Relaying(Relaying { backend, .. }) if self.router.ends_now(backend, now) => {
+                Stage::Relaying(Relaying { backend, .. }) if backend.ends_now(now) => {
                     ending.push(key);
                 }
                 Stage::Relaying(_)

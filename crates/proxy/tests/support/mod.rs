@@ -29,6 +29,18 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until a number above 0 has not changed for a while.
+pub fn wait_until_still(what: &str, mut number: impl FnMut() -> u64) {
+    let (mut last, mut since) = (0, Instant::now());
+    wait_until(what, || {
+        let now = number();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        last > 0 && since.elapsed() > Duration::from_millis(500)
+    });
+}
+
 /// A monitor: routes as server-sent events, acknowledgements collected.
 pub struct Monitor {
     address: SocketAddr,
@@ -510,7 +522,7 @@ impl Proxy {
         answer
     }
 
-    /// A value from `/metrics`, such as `proxy_connections{state="open"}`.
+    /// A value from `/metrics`, such as `mysql_service_proxy_connections{state="open"}`.
     pub fn metric(&self, name: &str) -> u64 {
         let page = self.get("/metrics");
         page.lines()
