@@ -1,12 +1,38 @@
-//! The agent: parent of exactly one database server.
+//! The agent: parent of exactly one database server, which it initialises, starts, watches and stops.
+//!
+//! ```text
+//!   agent ─► data_directory (which start?) ─► initialise ─► driver ─► server (the process)
+//!                                                             ▲  └──► sessions ─► accounts, fence, stop (SQL, as root)
+//!                    http (asked) ── events ──────────────────┤
+//!                    heartbeat (heard) ───────────────────────┘  ──► report, read by http and heartbeat
+//! ```
+//! The agent decides nothing about roles. Its server starts read-only and follows nobody; the monitor decides who
+//! is writable and who follows whom, and does it by SQL. What needs more rights than the monitor has, it asks of
+//! the agent. Pure, and tested as such: `data_directory::decide`, `lifecycle`, `fence::judge`, `memory`, the
+//! rendering of `configuration_file`.
+
+mod accounts;
+mod agent;
 pub mod binaries;
 pub mod config;
 pub mod configuration_file;
 pub mod data_directory;
+mod driver;
 pub mod exec_server;
+mod fence;
 mod files;
+mod heartbeat;
+mod http;
 pub mod identity;
 pub mod initialise;
+pub mod lifecycle;
 pub mod memory;
+mod notes;
+mod report;
 pub mod server;
+mod sessions;
+mod start;
+mod stop;
 pub mod user;
+
+pub use agent::run;

@@ -322,6 +322,16 @@ fn parse_stat(text: &str) -> Option<u64> {
     (!matches!(state, "Z" | "X")).then(|| fields.nth(18)?.parse().ok())?
 }
 
+/// For how long a process has been running; `None` when there is none.
+#[must_use]
+pub fn uptime_seconds(pid: u32) -> Option<u64> {
+    /// What `/proc` counts in, whatever the kernel's own clock is.
+    const TICKS_PER_SECOND: u64 = 100;
+    let machine = std::fs::read_to_string("/proc/uptime").ok()?;
+    let machine: u64 = machine.split('.').next()?.parse().ok()?;
+    Some(machine.saturating_sub(start_ticks(pid)? / TICKS_PER_SECOND))
+}
+
 /// Running processes whose working directory is `directory`: servers of both flavors work in their data
 /// directory, so these are the ones that have its files open, whoever started them.
 ///
@@ -438,7 +448,7 @@ mod tests {
     async fn processes_are_found_by_where_they_work() {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("log");
-        assert_eq!(processes_in(&directory.path().join("none")).unwrap(), []);
+        assert!(processes_in(&directory.path().join("none")).unwrap().is_empty());
         let script = format!("cd {} && exec sleep 1000", directory.path().display());
         let process = shell(&script, &log).await;
         let found = async {
@@ -450,7 +460,7 @@ mod tests {
             .await
             .unwrap();
         process.kill().await.unwrap();
-        assert_eq!(processes_in(directory.path()).unwrap(), []);
+        assert!(processes_in(directory.path()).unwrap().is_empty());
     }
 
     #[test]

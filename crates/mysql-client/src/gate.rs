@@ -26,20 +26,20 @@ impl Server {
     /// Closing gives up after a second or two of waiting for writes in progress: [`ReadOnly::Blocked`].
     /// It takes up to 4 s beyond the session's deadline.
     pub async fn set_read_only(&mut self, on: bool) -> Result<ReadOnly, Error> {
-        let limit = self.deadline + GATE_ALLOWANCE;
-        self.query_within("SET SESSION lock_wait_timeout = 1", limit)
-            .await?;
+        self.execute("SET SESSION lock_wait_timeout = 1").await?;
         let statement = if on { READ_ONLY_ON } else { READ_ONLY_OFF };
-        let outcome = self.query_within(statement.of(self.flavor), limit).await;
-        self.query_within("SET SESSION lock_wait_timeout = DEFAULT", limit)
-            .await?;
-        match outcome {
-            Ok(_) => {}
+        let limit = self.deadline + GATE_ALLOWANCE;
+        let blocked = match self.query_within(statement.of(self.flavor), limit).await {
+            Ok(_) => false,
             Err(Error::Server {
                 code: code::LOCK_WAIT_TIMEOUT,
                 ..
-            }) => return Ok(ReadOnly::Blocked),
+            }) => true,
             Err(error) => return Err(error),
+        };
+        self.execute("SET SESSION lock_wait_timeout = DEFAULT").await?;
+        if blocked {
+            return Ok(ReadOnly::Blocked);
         }
         let is = is_on(&self.require_value(READ_ONLY.of(self.flavor)).await?);
         if is == on {

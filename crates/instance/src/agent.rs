@@ -1,0 +1,276 @@
+//! One agent from its start to its end, in order.
+
+use std::fs::File;
+use std::future::Future;
+use std::path::Path;
+
+use anyhow::{Context as _, bail, ensure};
+use api::client::Client;
+use mysql_client::credentials::SecretFile;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use topology::observation::ServerState;
+use topology::{Generation, Incarnation};
+
+use crate::binaries::Binaries;
+use crate::config::{FlavorChoice, InstanceConfig};
+use crate::configuration_file;
+use crate::data_directory::{self, Contents, Start};
+use crate::driver::{Driver, Event, Parts};
+use crate::heartbeat;
+use crate::http;
+use crate::identity::Identity;
+use crate::initialise::{self, Initialisation};
+use crate::notes::Notes;
+use crate::report::{Reporter, Snapshot};
+use crate::server::Launcher;
+use crate::start::Starter;
+use crate::user;
+
+/// Runs an agent until `shutdown` turns true and its server is stopped.
+///
+/// # Errors
+/// When the server cannot be started; what to do is said.
+pub async fn run(config: InstanceConfig, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    let (secrets, warnings) = SecretFile::load(config.secret_file.as_deref())?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    secrets.root()?;
+    secrets.repl()?;
+    secrets.dba()?;
+    let launcher = Launcher {
+        program: Some(std::env::current_exe().context("find this program's own file")?),
+        die_with_parent: config.server_dies_with_agent,
+        user: user::server_user(config.user.as_deref())?,
+    };
+    initialise::prepare_directories(&config, &launcher)?;
+    let _only_agent = lock(&config.data_directory)?;
+    let contents = Contents::read(&config)?;
+    let binaries = find_binaries(&config, &contents)?;
+    tracing::info!(
+        "agent of {}: {binaries}, data in {}",
+        config.id,
+        config.data_directory.display()
+    );
+
+    let (publish, snapshot) = watch::channel(Snapshot {
+        identity: contents.identity.clone(),
+        version: Some(binaries.version),
+        state: ServerState::Starting,
+        detail: String::new(),
+        server_pid: None,
+        generation: Generation::ZERO,
+    });
+    let reporter = Reporter::new(&config, binaries.flavor, snapshot);
+    let token = secrets.agent_token()?;
+    let monitors = heartbeat::clients(&config.monitor, &token)?;
+    let (driver, events) = mpsc::channel(64);
+    let listener = TcpListener::bind(config.agent_listen)
+        .await
+        .with_context(|| format!("listen on agent_listen = {}", config.agent_listen))?;
+    let mut around = JoinSet::new();
+    let routes = http::router(driver.clone(), reporter.clone(), &token);
+    around.spawn(async move {
+        if let Err(error) = axum::serve(listener, routes).await {
+            tracing::error!("the agent's HTTP ended: {error}");
+        }
+    });
+    for monitor in &monitors {
+        around.spawn(heartbeat::beat(monitor.clone(), reporter.clone(), driver.clone()));
+    }
+    drop(driver);
+
+    let starter = Starter {
+        config,
+        binaries,
+        launcher,
+    };
+    let attempt = serve(
+        starter, secrets, &monitors, contents, &publish, &reporter, events, shutdown,
+    );
+    let outcome = attempt.await;
+    if let Err(error) = &outcome {
+        publish.send_modify(|snapshot| {
+            snapshot.state = ServerState::Stopped;
+            snapshot.detail = format!("{error:#}");
+            snapshot.server_pid = None;
+        });
+    }
+    // The last word, so that nobody takes the silence for a crash.
+    around.abort_all();
+    let report = reporter.report();
+    let last_words = heartbeat::ask_once(&monitors, &report);
+    if tokio::time::timeout(LAST_WORDS_LIMIT, last_words).await.is_err() {
+        tracing::warn!("no monitor heard that the server is stopped");
+    }
+    outcome
+}
+
+const LAST_WORDS_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// The start that the disk asks for, then the driver until the end.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the parts of an agent, put together once"
+)]
+async fn serve(
+    starter: Starter,
+    secrets: SecretFile,
+    monitors: &[Client],
+    contents: Contents,
+    publish: &watch::Sender<Snapshot>,
+    reporter: &Reporter,
+    events: mpsc::Receiver<Event>,
+    mut shutdown: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let Some(identity) = unless_stopped(
+        &mut shutdown,
+        bring_about(&starter, &secrets, monitors, &contents, publish, reporter),
+    )
+    .await
+    .transpose()?
+    else {
+        tracing::info!("stopped before the server was started");
+        return Ok(());
+    };
+    let notes = Notes::load(&starter.config.run_directory, &identity.incarnation)?;
+    let adopted = starter.adopt(&notes)?;
+    let driver = Driver::new(Parts {
+        starter,
+        secrets,
+        monitors: monitors.to_vec(),
+        identity,
+        notes,
+        publish: publish.clone(),
+        events,
+    });
+    driver.run(adopted, shutdown).await
+}
+
+/// `None` when the stop came first; the work is given up.
+async fn unless_stopped<T>(shutdown: &mut watch::Receiver<bool>, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        done = work => Some(done),
+        // A sender that is gone will never say to stop.
+        Ok(_) = async { shutdown.wait_for(|stop| *stop).await.map(drop) } => None,
+    }
+}
+
+/// Sees that there is a complete data directory, and whose it is.
+async fn bring_about(
+    starter: &Starter,
+    secrets: &SecretFile,
+    monitors: &[Client],
+    contents: &Contents,
+    publish: &watch::Sender<Snapshot>,
+    reporter: &Reporter,
+) -> anyhow::Result<Identity> {
+    let config = &starter.config;
+    if let Some(directory) = &config.extra_configuration_directory {
+        configuration_file::check_extra_settings(directory)?;
+    }
+    match data_directory::decide(contents, &config.id) {
+        Start::Start(identity) => {
+            tracing::info!(incarnation = %identity.incarnation, "the data directory is complete: starting on it");
+            Ok(identity)
+        }
+        Start::Initialise { again } => {
+            if again {
+                tracing::warn!("an initialisation was interrupted: beginning it again");
+            } else {
+                tracing::info!("the data directory is empty and there is no backup: initialising");
+            }
+            publish.send_modify(|snapshot| snapshot.state = ServerState::Initialising);
+            refuse_to_forget(config, monitors, reporter).await?;
+            let identity = initialise::initialise(&Initialisation {
+                config,
+                binaries: &starter.binaries,
+                secrets,
+                launcher: &starter.launcher,
+            })
+            .await?;
+            publish.send_modify(|snapshot| {
+                snapshot.identity = Some(identity.clone());
+                snapshot.state = ServerState::Starting;
+            });
+            Ok(identity)
+        }
+        Start::Restore { backups } => bail!(
+            "the data directory `{}` is empty and there are backups ({}), so the newest would have to be restored, \
+             which this version cannot do yet. Nothing was changed. Restore it by hand, or move the backups away to \
+             begin with an empty server",
+            config.data_directory.display(),
+            backups.join(", ")
+        ),
+        Start::Unclear(why) => bail!("`{}`: {why}", config.data_directory.display()),
+    }
+}
+
+/// An instance that the cluster knows with data is not silently made anew.
+async fn refuse_to_forget(
+    config: &InstanceConfig,
+    monitors: &[Client],
+    reporter: &Reporter,
+) -> anyhow::Result<()> {
+    if config.force_new {
+        tracing::warn!("force_new: not asking whether this instance had data");
+        return Ok(());
+    }
+    let replies = heartbeat::ask_once(monitors, &reporter.report()).await;
+    let known: Option<Incarnation> = replies.into_iter().find_map(|reply| reply.registered_incarnation);
+    ensure!(
+        known.is_none(),
+        "the cluster knows {} with data (incarnation {}), but `{}` is empty. Mount its volume; or, if the data is \
+         gone, unregister the instance or start its agent once with --force-new",
+        config.id,
+        known
+            .map(|incarnation| incarnation.to_string())
+            .unwrap_or_default(),
+        config.data_directory.display()
+    );
+    Ok(())
+}
+
+/// The binaries that were asked for; without a wish, those of the flavor that the data is of.
+fn find_binaries(config: &InstanceConfig, contents: &Contents) -> anyhow::Result<Binaries> {
+    let choice = match (&contents.identity, config.flavor) {
+        (Some(identity), FlavorChoice::Auto) if !contents.initialising => identity.flavor.into(),
+        (_, choice) => choice,
+    };
+    Ok(Binaries::find(choice, config.binaries.as_deref())?)
+}
+
+/// Keeps other agents away from the data directory as long as the file is open.
+fn lock(data_directory: &Path) -> anyhow::Result<File> {
+    let directory = File::open(data_directory)
+        .with_context(|| format!("open data_directory `{}`", data_directory.display()))?;
+    match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(directory),
+        Err(Errno::WOULDBLOCK) => bail!(
+            "another agent is running on the data directory `{}`; stop it first",
+            data_directory.display()
+        ),
+        Err(error) => {
+            Err(error).with_context(|| format!("lock data_directory `{}`", data_directory.display()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_directory_has_one_agent() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = lock(directory.path()).unwrap();
+        let error = lock(directory.path()).unwrap_err();
+        assert!(error.to_string().contains("another agent"), "{error}");
+        drop(first);
+        lock(directory.path()).unwrap();
+    }
+}

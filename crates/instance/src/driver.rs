@@ -1,0 +1,794 @@
+//! The only task that starts, stops and talks to the server. Everybody else sends it events.
+//!
+//! What takes time (logging in, SQL, a stop) runs as a job inside the task, so that the end of the server's
+//! process is noticed and told at once, whatever else is going on. Jobs belong to one server process: when it
+//! ends they are dropped.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use api::agent::{ApplicationRequest, HeartbeatReply, ScheduledEvent};
+use api::client::Client;
+use api::operation::SwitchoverRequest;
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use mysql_client::credentials::SecretFile;
+use mysql_client::{Endpoint, Error};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use topology::AccountNumber;
+use topology::observation::ServerState;
+
+use crate::accounts::{self, AdministerError};
+use crate::fence::{self, Closed, Verdict};
+use crate::identity::Identity;
+use crate::lifecycle::{self, Decision, Restarts, Wish};
+use crate::notes::{Notes, ServerProcess};
+use crate::report::Snapshot;
+use crate::server::{self, Exit, Process, RESTART_ME};
+use crate::sessions::RootSessions;
+use crate::start::Starter;
+use crate::stop::{self, Known};
+
+/// What the driver hears.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A monitor answered a report.
+    Heard(Box<HeartbeatReply>),
+    /// Somebody asks for something.
+    Asked {
+        request: Request,
+        reply: oneshot::Sender<Result<Answer, Refusal>>,
+    },
+}
+
+/// What can be asked for.
+#[derive(Debug)]
+pub(crate) enum Request {
+    EnsureAccount(AccountNumber),
+    LockAccount(AccountNumber),
+    UnlockAccount(AccountNumber),
+    ListEvents,
+    EnableEvents(Option<Vec<ScheduledEvent>>),
+    DisableEvents,
+    EnsureApplication(ApplicationRequest),
+    Shutdown,
+}
+
+/// What was done.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// It is as was asked.
+    Done,
+    /// It is being done.
+    Begun,
+    /// The scheduled events that were asked for.
+    Events(Vec<ScheduledEvent>),
+}
+
+/// Why it was not done.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// Not in this state of the server; later.
+    NotNow(String),
+    /// Not at this server.
+    NoSense(String),
+    /// The server did not do it.
+    Failed(String),
+}
+
+/// Where the server's process is.
+enum Phase {
+    /// Started or adopted; it has not answered yet.
+    Starting { process: Process, adopted: bool },
+    /// It answers. Without sessions: root cannot log in.
+    Running {
+        process: Process,
+        sessions: Option<RootSessions>,
+    },
+    /// Being stopped for good.
+    Stopping { process: Process },
+    /// Ended by itself.
+    Crashed { again: Instant },
+    /// Not to be started.
+    Stopped,
+}
+
+/// How a job ended.
+enum Done {
+    /// The server answered: with sessions for root, or with why it has none.
+    Answered(Result<RootSessions, Error>),
+    /// The guard was looked after.
+    Kept(Result<(), Error>),
+    /// The fence was closed, or not.
+    Fenced(Result<Closed, Error>),
+    /// The server is stopped; how.
+    Stopped(String),
+    /// A request was answered.
+    Replied,
+    /// An account change holds up every login for an acknowledgement that cannot come.
+    Stuck(String),
+    /// The monitor was asked for a switchover.
+    SwitchoverAsked(Result<(), String>),
+}
+
+/// The driver.
+pub(crate) struct Driver {
+    starter: Starter,
+    secrets: SecretFile,
+    monitors: Vec<Client>,
+    identity: Identity,
+    notes: Notes,
+    publish: watch::Sender<Snapshot>,
+    events: mpsc::Receiver<Event>,
+    phase: Phase,
+    jobs: FuturesUnordered<BoxFuture<'static, Done>>,
+    restarts: Restarts,
+    /// What the newest reply meant.
+    verdict: Option<Verdict>,
+    fencing: bool,
+    keeping: bool,
+    /// Until when a switchover is waited for before the stop.
+    leaving: Option<Instant>,
+    shutting_down: bool,
+    log_offset: u64,
+}
+
+/// How long a switchover may take that was asked for before a stop: its own limits add up to less.
+const SWITCHOVER_LIMIT: Duration = Duration::from_secs(20);
+const BEAT: Duration = Duration::from_secs(1);
+/// The socket of a starting server is tried so often.
+const READY_POLL: Duration = Duration::from_millis(20);
+/// How long a request of the agent's own waits for a monitor.
+const ERROR_LINES: usize = 5;
+
+/// What a driver is made of.
+pub(crate) struct Parts {
+    pub(crate) starter: Starter,
+    pub(crate) secrets: SecretFile,
+    pub(crate) monitors: Vec<Client>,
+    pub(crate) identity: Identity,
+    pub(crate) notes: Notes,
+    pub(crate) publish: watch::Sender<Snapshot>,
+    pub(crate) events: mpsc::Receiver<Event>,
+}
+
+impl Driver {
+    /// A driver whose server is not yet started.
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self {
+            starter: parts.starter,
+            secrets: parts.secrets,
+            monitors: parts.monitors,
+            identity: parts.identity,
+            notes: parts.notes,
+            publish: parts.publish,
+            events: parts.events,
+            phase: Phase::Stopped,
+            jobs: FuturesUnordered::new(),
+            restarts: Restarts::default(),
+            verdict: None,
+            fencing: false,
+            keeping: false,
+            leaving: None,
+            shutting_down: false,
+            log_offset: 0,
+        }
+    }
+
+    /// Runs the server until `shutdown` says to stop and it is stopped.
+    ///
+    /// # Errors
+    /// When the server cannot be started the first time, or the identity cannot be kept.
+    pub(crate) async fn run(
+        mut self,
+        adopted: Option<Process>,
+        mut shutdown: watch::Receiver<bool>,
+    ) -> anyhow::Result<()> {
+        match adopted {
+            Some(process) => self.begin(process, true),
+            None => self.start().await?,
+        }
+        let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            if self.shutting_down && matches!(self.phase, Phase::Stopped) {
+                return Ok(());
+            }
+            let process = self.process().cloned();
+            let again = match self.phase {
+                Phase::Crashed { again } => Some(again),
+                _ => None,
+            };
+            tokio::select! {
+                // In this order: nothing is more urgent than the end of the server.
+                biased;
+                exit = ended(process.as_ref()) => self.on_exit(exit),
+                done = self.jobs.select_next_some(), if !self.jobs.is_empty() => self.on_done(done),
+                () = tokio::time::sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
+                    self.start_again().await;
+                }
+                told = shutdown.wait_for(|stop| *stop), if !self.shutting_down => {
+                    drop(told);
+                    self.on_shutdown();
+                }
+                _ = beat.tick() => self.on_beat(),
+                Some(event) = self.events.recv() => self.on_event(event)?,
+            }
+        }
+    }
+
+    fn process(&self) -> Option<&Process> {
+        match &self.phase {
+            Phase::Starting { process, .. }
+            | Phase::Running { process, .. }
+            | Phase::Stopping { process } => Some(process),
+            Phase::Crashed { .. } | Phase::Stopped => None,
+        }
+    }
+
+    fn sessions(&self) -> Option<&RootSessions> {
+        match &self.phase {
+            Phase::Running { sessions, .. } => sessions.as_ref(),
+            _ => None,
+        }
+    }
+
+    fn publish(&self, state: ServerState, detail: impl Into<String>) {
+        let snapshot = Snapshot {
+            identity: Some(self.identity.clone()),
+            version: Some(self.identity.version),
+            state,
+            detail: detail.into(),
+            server_pid: self.process().map(Process::pid),
+            generation: self.notes.generation,
+        };
+        self.publish.send_if_modified(|published| {
+            let changed = *published != snapshot;
+            *published = snapshot;
+            changed
+        });
+    }
+
+    fn state(&self) -> ServerState {
+        self.publish.borrow().state
+    }
+
+    fn set_detail(&self, detail: &str) {
+        self.publish(self.state(), detail);
+    }
+
+    // ---- Starting
+
+    async fn start(&mut self) -> anyhow::Result<()> {
+        self.log_offset = server::log_length(&self.starter.config.error_log());
+        let process = self.starter.start(&self.identity).await?;
+        self.begin(process, false);
+        Ok(())
+    }
+
+    async fn start_again(&mut self) {
+        if let Err(error) = self.start().await {
+            let pause = self.restarts.pause_after(Exit::Unknown, Duration::ZERO);
+            tracing::error!(
+                "the server cannot be started: {error:#}; again in {} s",
+                pause.as_secs()
+            );
+            self.phase = Phase::Crashed {
+                again: Instant::now() + pause,
+            };
+            self.publish(ServerState::Crashed, format!("it cannot be started: {error:#}"));
+        }
+    }
+
+    fn begin(&mut self, process: Process, adopted: bool) {
+        self.notes.server = ServerProcess::of(process.pid());
+        self.save_notes();
+        self.jobs
+            .push(Box::pin(answer(self.endpoint(), self.secrets.clone())));
+        self.phase = Phase::Starting { process, adopted };
+        self.publish(ServerState::Starting, "");
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        Endpoint::Socket(self.starter.config.socket())
+    }
+
+    fn save_notes(&self) {
+        if let Err(error) = self.notes.save(&self.starter.config.run_directory) {
+            // The server goes on; a next agent would know less.
+            tracing::error!("{error:#}");
+        }
+    }
+
+    fn on_answered(&mut self, outcome: Result<RootSessions, Error>) {
+        let Phase::Starting { process, adopted } = std::mem::replace(&mut self.phase, Phase::Stopped) else {
+            return;
+        };
+        let (sessions, detail) = match outcome {
+            Ok(sessions) => (Some(sessions), String::new()),
+            Err(error) => (
+                None,
+                format!(
+                    "root_passwd of the secrets does not fit the data: {error}. Put the password back with which \
+                     the data was made"
+                ),
+            ),
+        };
+        if !detail.is_empty() {
+            tracing::error!("{detail}");
+        }
+        let version = self.starter.binaries.version;
+        if adopted {
+            tracing::info!(pid = process.pid(), "adopted the running server");
+        } else {
+            tracing::info!(
+                pid = process.pid(),
+                "the server is ready after {:.1} s: {} {version} at {}, read-only until the monitor decides",
+                process.running_for().as_secs_f64(),
+                self.identity.flavor,
+                self.starter.config.address,
+            );
+        }
+        if !adopted && version > self.identity.version {
+            self.remember_version();
+        }
+        self.phase = Phase::Running { process, sessions };
+        self.publish(ServerState::Running, detail);
+    }
+
+    fn remember_version(&mut self) {
+        tracing::info!(
+            "the data was opened by {}; it is now of {}",
+            self.identity.version,
+            self.starter.binaries.version
+        );
+        self.identity.version = self.starter.binaries.version;
+        if let Err(error) = self.identity.save(&self.starter.config.data_directory) {
+            tracing::error!("{error:#}");
+        }
+    }
+
+    // ---- The end of the process
+
+    fn on_exit(&mut self, exit: Exit) {
+        self.jobs.clear();
+        self.fencing = false;
+        self.keeping = false;
+        self.notes.server = None;
+        let ran = self.process().map(Process::running_for).unwrap_or_default();
+        if matches!(self.phase, Phase::Stopping { .. }) {
+            self.stopped(format!("it {exit}"));
+            return;
+        }
+        // Told first, written and explained afterwards.
+        let pause = self.restarts.pause_after(exit, ran);
+        self.phase = Phase::Crashed {
+            again: Instant::now() + pause,
+        };
+        if exit == Exit::Code(RESTART_ME) {
+            tracing::info!("the server asked to be started again");
+            self.publish(ServerState::Starting, "it asked to be started again");
+        } else {
+            self.publish(ServerState::Crashed, format!("it {exit}"));
+            let tail = server::log_tail(&self.starter.config.error_log(), self.log_offset, ERROR_LINES);
+            tracing::error!(
+                "the server {exit} after {} s; it is started again, read-only, {}. Its last words ({}):\n{}",
+                ran.as_secs(),
+                if pause.is_zero() {
+                    "at once".to_owned()
+                } else {
+                    format!("in {} s", pause.as_secs())
+                },
+                self.starter.config.error_log().display(),
+                tail.join("\n")
+            );
+            if let Some(last) = tail.last() {
+                self.publish(ServerState::Crashed, format!("it {exit}; its last words: {last}"));
+            }
+        }
+        self.save_notes();
+        if self.shutting_down {
+            self.stopped(format!("it {exit}"));
+        }
+    }
+
+    fn stopped(&mut self, how: String) {
+        self.phase = Phase::Stopped;
+        self.notes.server = None;
+        self.save_notes();
+        tracing::info!("the server is stopped: {how}");
+        self.publish(ServerState::Stopped, how);
+    }
+
+    // ---- Stopping
+
+    fn on_shutdown(&mut self) {
+        self.shutting_down = true;
+        let writable_master = self.verdict == Some(Verdict::Master) && self.sessions().is_some();
+        if writable_master && self.starter.config.switchover_before_stop && !self.monitors.is_empty() {
+            tracing::info!(
+                "this is the master: asking the monitor for a switchover before the server is stopped"
+            );
+            self.leaving = Some(Instant::now() + SWITCHOVER_LIMIT);
+            self.jobs
+                .push(Box::pin(ask_for_switchover(self.monitors.clone())));
+            self.set_detail("asked the monitor for a switchover before the stop");
+        } else {
+            self.stop();
+        }
+    }
+
+    fn stop(&mut self) {
+        self.leaving = None;
+        let (process, known) = match std::mem::replace(&mut self.phase, Phase::Stopped) {
+            Phase::Starting {
+                process,
+                adopted: false,
+            } => (process, Known::NotYetReady),
+            Phase::Starting {
+                process,
+                adopted: true,
+            }
+            | Phase::Running {
+                process,
+                sessions: None,
+            } => (process, Known::Closed),
+            Phase::Running {
+                process,
+                sessions: Some(sessions),
+            } => (process, Known::Open(sessions)),
+            Phase::Stopping { process } => {
+                self.phase = Phase::Stopping { process };
+                return;
+            }
+            Phase::Crashed { .. } | Phase::Stopped => {
+                self.stopped("it was not running".to_owned());
+                return;
+            }
+        };
+        tracing::info!(pid = process.pid(), "stopping the server");
+        // Requests that are under way are given up: their sessions are needed.
+        self.jobs.clear();
+        self.jobs.push(Box::pin({
+            let process = process.clone();
+            let grace = self.starter.config.stop_grace();
+            async move { Done::Stopped(stop::stop(process, known, grace).await) }
+        }));
+        self.phase = Phase::Stopping { process };
+        self.publish(ServerState::Stopping, "");
+    }
+
+    // ---- What is heard
+
+    fn on_beat(&mut self) {
+        if self.leaving.is_some_and(|deadline| Instant::now() >= deadline) {
+            tracing::warn!("the switchover did not happen in time; stopping the master without it");
+            self.stop();
+            return;
+        }
+        if self.keeping {
+            return;
+        }
+        match &self.phase {
+            Phase::Running {
+                sessions: Some(sessions),
+                ..
+            } => {
+                let sessions = sessions.clone();
+                self.keeping = true;
+                self.jobs
+                    .push(Box::pin(async move { Done::Kept(sessions.keep().await) }));
+            }
+            Phase::Running {
+                process,
+                sessions: None,
+            } => {
+                // The password may be put right meanwhile.
+                let process = process.clone();
+                self.keeping = true;
+                let (endpoint, secrets) = (self.endpoint(), self.secrets.clone());
+                self.phase = Phase::Starting {
+                    process,
+                    adopted: true,
+                };
+                self.jobs.push(Box::pin(answer(endpoint, secrets)));
+            }
+            _ => {}
+        }
+    }
+
+    fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
+        match event {
+            Event::Heard(reply) => self.on_heard(&reply),
+            Event::Asked { request, reply } => {
+                self.on_asked(request, reply);
+                Ok(())
+            }
+        }
+    }
+
+    fn on_heard(&mut self, reply: &HeartbeatReply) -> anyhow::Result<()> {
+        let verdict = fence::judge(reply, &self.identity, &self.notes);
+        if fence::remember(&mut self.notes, &verdict, reply.generation) {
+            self.save_notes();
+            self.set_detail(&self.publish.borrow().detail.clone());
+        }
+        if verdict == Verdict::Stale {
+            return Ok(());
+        }
+        if let Verdict::OtherCluster { monitor } = &verdict {
+            if self.verdict.as_ref() != Some(&verdict) {
+                let own = self
+                    .identity
+                    .cluster
+                    .as_ref()
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                tracing::error!(
+                    "the data belongs to the cluster {own}, and the monitor is of the cluster {monitor}: nothing that \
+                     it says counts, and the server stays as it is. Correct `monitor`, or mount the right data"
+                );
+                self.set_detail(&format!(
+                    "the data belongs to another cluster ({own}) than the monitor's ({monitor})"
+                ));
+                // A monitor of the own cluster that was heard before has decided; without one nobody has.
+                if self.verdict.is_none() {
+                    self.fence(false);
+                }
+                self.verdict = Some(verdict);
+            }
+            return Ok(());
+        }
+        if self.identity.cluster.is_none() {
+            self.identity.cluster = Some(reply.cluster.clone());
+            self.identity
+                .save(&self.starter.config.data_directory)
+                .context("remember the cluster that the data belongs to")?;
+            tracing::info!(cluster = %reply.cluster, "the data belongs to this cluster from now on");
+            self.set_detail(&self.publish.borrow().detail.clone());
+        }
+        self.tell(&verdict);
+        let deposed = matches!(verdict, Verdict::Other { deposed: true, .. })
+            && self.verdict.as_ref() != Some(&verdict);
+        let forbids = verdict.forbids_writes();
+        self.verdict = Some(verdict);
+        if forbids {
+            self.fence(deposed);
+        }
+        if self.leaving.is_some() && self.verdict != Some(Verdict::Master) {
+            tracing::info!("another server is the master now");
+            self.stop();
+        }
+        Ok(())
+    }
+
+    /// Says once what a new verdict means.
+    fn tell(&self, verdict: &Verdict) {
+        if self.verdict.as_ref() == Some(verdict) {
+            return;
+        }
+        let generation = self.notes.generation;
+        match verdict {
+            Verdict::Master => tracing::info!(%generation, "this server is the master"),
+            Verdict::Other {
+                master,
+                deposed: true,
+            } => {
+                tracing::warn!(%generation, %master, "another server is the master now; this one is read-only");
+            }
+            Verdict::Other {
+                master,
+                deposed: false,
+            } => tracing::info!(%generation, %master, "heard who is the master"),
+            Verdict::Nobody => tracing::info!(%generation, "the monitor has no master yet"),
+            Verdict::OtherIncarnation => tracing::error!(
+                "the cluster knows another data directory under the name {}: this one has no role and stays \
+                 read-only. Was its volume mounted? If this data is to be used, unregister and register the instance",
+                self.identity.instance
+            ),
+            Verdict::Stale | Verdict::OtherCluster { .. } => {}
+        }
+        if *verdict == Verdict::OtherIncarnation {
+            self.set_detail("the cluster knows another data directory under this name; this one has no role");
+        } else if self.verdict == Some(Verdict::OtherIncarnation) {
+            self.set_detail("");
+        }
+    }
+
+    /// Makes the server read-only if it is not; ends its clients' connections too when it was the master.
+    fn fence(&mut self, clients_too: bool) {
+        let Some(sessions) = self.sessions().cloned() else {
+            return;
+        };
+        if self.fencing {
+            return;
+        }
+        self.fencing = true;
+        self.jobs.push(Box::pin(async move {
+            let close = async {
+                let mut guard = sessions.guard().await?;
+                let outcome = fence::close(&mut guard, clients_too).await;
+                guard.give_back(outcome)
+            };
+            Done::Fenced(match tokio::time::timeout(fence::CLOSE_LIMIT, close).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(Error::Unexpected(format!(
+                    "the server was not made read-only within {} s",
+                    fence::CLOSE_LIMIT.as_secs()
+                ))),
+            })
+        }));
+    }
+
+    fn on_asked(&mut self, request: Request, reply: oneshot::Sender<Result<Answer, Refusal>>) {
+        let wish = match request {
+            Request::Shutdown => Wish::Shutdown,
+            _ => Wish::Administer,
+        };
+        let answer = match lifecycle::decide(self.state(), wish) {
+            Decision::Refuse(reason) => Err(Refusal::NotNow(reason.to_owned())),
+            Decision::AlreadySo => Ok(Answer::Begun),
+            Decision::Accept => match (request, self.sessions().cloned()) {
+                (Request::Shutdown, _) => {
+                    self.stop();
+                    Ok(Answer::Begun)
+                }
+                (request, Some(sessions)) => {
+                    let secrets = self.secrets.clone();
+                    self.jobs
+                        .push(Box::pin(administer(request, sessions, secrets, reply)));
+                    return;
+                }
+                (_, None) => Err(Refusal::NotNow(
+                    "root cannot log in to the server; the agent's log says why".to_owned(),
+                )),
+            },
+        };
+        // Whoever asked may be gone.
+        drop(reply.send(answer));
+    }
+
+    fn on_done(&mut self, done: Done) {
+        match done {
+            Done::Answered(outcome) => {
+                self.keeping = false;
+                self.on_answered(outcome);
+            }
+            Done::Kept(outcome) => {
+                self.keeping = false;
+                if let Err(error) = outcome {
+                    tracing::warn!("the server does not answer its agent: {error}");
+                    self.set_detail(&format!("it does not answer its agent: {error}"));
+                } else if self
+                    .publish
+                    .borrow()
+                    .detail
+                    .starts_with("it does not answer its agent")
+                {
+                    tracing::info!("the server answers its agent again");
+                    self.set_detail("");
+                }
+            }
+            Done::Fenced(outcome) => {
+                self.fencing = false;
+                match outcome {
+                    Ok(Closed::Already) => {}
+                    Ok(Closed::Now { ended }) => {
+                        tracing::warn!(
+                            ended,
+                            "the server is read-only, and its clients' connections are ended"
+                        );
+                    }
+                    Ok(Closed::Waiting { in_commit }) => tracing::warn!(
+                        in_commit,
+                        "commits wait for an acknowledgement that does not come: the server cannot be made read-only \
+                         while they do, and new writes queue behind them"
+                    ),
+                    Err(error) => {
+                        tracing::error!("the server cannot be made read-only: {error}; trying again")
+                    }
+                }
+            }
+            Done::Stopped(how) => {
+                if matches!(self.phase, Phase::Stopping { .. }) {
+                    self.stopped(how);
+                }
+            }
+            Done::Replied => {}
+            Done::Stuck(reason) => {
+                tracing::error!("{reason}: killing the server, which recovers as from a crash");
+                if let Some(Err(error)) = self
+                    .process()
+                    .map(|process| process.signal(rustix::process::Signal::KILL))
+                {
+                    tracing::error!("the server cannot be killed: {error}");
+                }
+            }
+            Done::SwitchoverAsked(Ok(())) => {}
+            Done::SwitchoverAsked(Err(reason)) => {
+                if self.leaving.is_some() {
+                    tracing::warn!("no switchover: {reason}; stopping the master without it");
+                    self.stop();
+                }
+            }
+        }
+    }
+}
+
+async fn ended(process: Option<&Process>) -> Exit {
+    match process {
+        Some(process) => process.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until the server answers, and logs root in.
+async fn answer(endpoint: Endpoint, secrets: SecretFile) -> Done {
+    let login = match secrets.root() {
+        Ok(login) => login,
+        Err(error) => return Done::Answered(Err(Error::Unexpected(error.to_string()))),
+    };
+    loop {
+        match RootSessions::open(endpoint.clone(), login.clone()).await {
+            Err(Error::Unreachable { .. } | Error::Deadline { .. } | Error::TooManyConnections { .. }) => {
+                tokio::time::sleep(READY_POLL).await;
+            }
+            outcome => return Done::Answered(outcome),
+        }
+    }
+}
+
+async fn administer(
+    request: Request,
+    sessions: RootSessions,
+    secrets: SecretFile,
+    reply: oneshot::Sender<Result<Answer, Refusal>>,
+) -> Done {
+    let outcome = match request {
+        Request::EnsureAccount(account) => accounts::ensure_replication_account(&sessions, &secrets, account)
+            .await
+            .map(|()| Answer::Done),
+        Request::LockAccount(account) => accounts::lock_replication_account(&sessions, account)
+            .await
+            .map(|()| Answer::Done),
+        Request::UnlockAccount(account) => accounts::unlock_replication_account(&sessions, account)
+            .await
+            .map(|()| Answer::Done),
+        Request::ListEvents => accounts::enabled_events(&sessions).await.map(Answer::Events),
+        Request::EnableEvents(events) => accounts::enable_events(&sessions, events)
+            .await
+            .map(|()| Answer::Done),
+        Request::DisableEvents => accounts::disable_events(&sessions).await.map(Answer::Events),
+        Request::EnsureApplication(request) => accounts::ensure_application(&sessions, &request)
+            .await
+            .map(|()| Answer::Done),
+        // Not by SQL: the driver does it itself.
+        Request::Shutdown => Ok(Answer::Begun),
+    };
+    let (answer, done) = match outcome {
+        Ok(answer) => (Ok(answer), Done::Replied),
+        Err(AdministerError::Refused(reason)) => (Err(Refusal::NoSense(reason)), Done::Replied),
+        Err(AdministerError::Failed(reason)) => (Err(Refusal::Failed(reason)), Done::Replied),
+        Err(AdministerError::Stuck(reason)) => (Err(Refusal::Failed(reason.clone())), Done::Stuck(reason)),
+    };
+    // Whoever asked may be gone.
+    drop(reply.send(answer));
+    done
+}
+
+async fn ask_for_switchover(monitors: Vec<Client>) -> Done {
+    let request = SwitchoverRequest {
+        to: None,
+        dry_run: false,
+    };
+    let mut last = String::new();
+    for monitor in monitors {
+        match monitor.switchover(&request).await {
+            Ok(_) => return Done::SwitchoverAsked(Ok(())),
+            Err(error) => last = error.to_string(),
+        }
+    }
+    Done::SwitchoverAsked(Err(last))
+}

@@ -1,0 +1,152 @@
+//! From an agent's configuration to a running server: what must be right before a process is started, and the
+//! server that a former agent left running.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use topology::Flavor;
+
+use crate::binaries::Binaries;
+use crate::config::InstanceConfig;
+use crate::configuration_file::{self, Purpose, Settings};
+use crate::data_directory;
+use crate::identity::Identity;
+use crate::initialise::prepare_directories;
+use crate::memory;
+use crate::notes::Notes;
+use crate::report::disk;
+use crate::server::{self, Launcher, Process};
+
+/// Starts the server of one instance.
+#[derive(Debug, Clone)]
+pub(crate) struct Starter {
+    pub(crate) config: InstanceConfig,
+    pub(crate) binaries: Binaries,
+    pub(crate) launcher: Launcher,
+}
+
+/// A server that was killed a moment ago may hold its port a little longer.
+const PORT_LIMIT: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(20);
+
+impl Starter {
+    /// Starts the server on its data.
+    ///
+    /// # Errors
+    /// When something is not as it must be, or the process cannot be started.
+    pub(crate) async fn start(&self, identity: &Identity) -> anyhow::Result<Process> {
+        let config = &self.config;
+        prepare_directories(config, &self.launcher)?;
+        data_directory::may_open(identity, self.binaries.flavor, self.binaries.version)?;
+        self.check_disk()?;
+        if let Some(directory) = &config.extra_configuration_directory {
+            configuration_file::check_extra_settings(directory)?;
+        }
+        self.check_ports().await?;
+        self.remove_stale_socket_lock()?;
+        let settings = configuration_file::render(&Settings {
+            config,
+            flavor: self.binaries.flavor,
+            server_id: identity.server_id,
+            memory: memory::available(config.memory),
+            as_root: self.launcher.user_name() == "root",
+            purpose: Purpose::Run,
+        });
+        configuration_file::write(&config.configuration_file(), &settings)?;
+        let mut option = OsString::from("--defaults-file=");
+        option.push(config.configuration_file());
+        let process = self
+            .launcher
+            .start(&self.binaries.server, &[option], &config.error_log())
+            .await?;
+        tracing::info!(pid = process.pid(), "started {}", self.binaries);
+        Ok(process)
+    }
+
+    fn check_disk(&self) -> anyhow::Result<()> {
+        let minimum = self.config.disk_minimum_mebibytes;
+        for (key, directory) in [
+            ("data_directory", &self.config.data_directory),
+            ("binlog_directory", &self.config.binlog_directory),
+        ] {
+            let found = disk(directory);
+            ensure!(
+                found.total_bytes == 0 || found.free_bytes >> 20 >= minimum,
+                "{key} `{}` has {} MiB free, less than disk_minimum_mebibytes = {minimum}: make space, and the \
+                 server starts",
+                directory.display(),
+                found.free_bytes >> 20
+            );
+        }
+        Ok(())
+    }
+
+    async fn check_ports(&self) -> anyhow::Result<()> {
+        let config = &self.config;
+        for (key, port) in [
+            ("address", Some(config.address.port())),
+            ("admin_port", config.admin_port),
+        ] {
+            let Some(port) = port else { continue };
+            let deadline = tokio::time::Instant::now() + PORT_LIMIT;
+            while let Err(error) = TcpListener::bind(SocketAddr::new(config.bind, port)) {
+                if error.kind() != io::ErrorKind::AddrInUse {
+                    return Err(error).with_context(|| format!("listen on {}:{port} ({key})", config.bind));
+                }
+                ensure!(
+                    tokio::time::Instant::now() < deadline,
+                    "the port {port} ({key}) on {} is taken by another process; stop that one, or choose another port",
+                    config.bind
+                );
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// MySQL refuses to start while the process that its socket's lock file names is there, be it a zombie or a
+    /// stranger with the same number.
+    fn remove_stale_socket_lock(&self) -> anyhow::Result<()> {
+        if self.binaries.flavor != Flavor::Mysql {
+            return Ok(());
+        }
+        let mut lock = self.config.socket().into_os_string();
+        lock.push(".lock");
+        let holders =
+            server::processes_in(&self.config.data_directory).context("look for running servers")?;
+        if !holders.is_empty() {
+            return Ok(());
+        }
+        match fs::remove_file(&lock) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("remove the stale `{}`", lock.display())),
+        }
+    }
+
+    /// The server that a former agent left running on this data, if there is one.
+    ///
+    /// # Errors
+    /// When a process works in the data directory that no agent of ours started.
+    pub(crate) fn adopt(&self, notes: &Notes) -> anyhow::Result<Option<Process>> {
+        if let Some(server) = notes.server.filter(|server| server.is_running()) {
+            let process = Process::adopt(server.pid)
+                .with_context(|| format!("watch the running server, process {}", server.pid))?;
+            return Ok(Some(process));
+        }
+        let strangers =
+            server::processes_in(&self.config.data_directory).context("look for running servers")?;
+        if let Some(pid) = strangers.first() {
+            bail!(
+                "the process {pid} works in the data directory `{}`, and no agent of this instance started it: stop \
+                 it first",
+                self.config.data_directory.display()
+            );
+        }
+        Ok(None)
+    }
+}

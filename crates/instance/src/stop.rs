@@ -1,0 +1,140 @@
+//! Stopping a server so that it says "committed" to nobody whose commit no replica has.
+//!
+//! ```text
+//!  end clients ─► read-only ─► nobody in commit ─► SIGTERM ─► gone
+//!       └───────────── not by the end of the grace ─────────► SIGKILL
+//! ```
+//! A server of either flavor that shuts down while commits wait for an acknowledgement lets them pass, and MySQL
+//! even answers their clients "committed". A killed one recovers as from a crash: those clients know that they do
+//! not know.
+
+use std::time::Duration;
+
+use mysql_client::{Depth, Error, ReadOnly, Server};
+use rustix::process::Signal;
+use tokio::time::Instant;
+
+use crate::fence::{count_in_commit, end_clients};
+use crate::server::{Exit, Process};
+use crate::sessions::RootSessions;
+
+/// What is known of the server that is to be stopped.
+#[derive(Debug, Clone)]
+pub(crate) enum Known {
+    /// We started it and it has not answered yet: it is read-only, and nobody ever committed at it.
+    NotYetReady,
+    /// It answers root.
+    Open(RootSessions),
+    /// It runs, and root cannot look into it.
+    Closed,
+}
+
+/// A clean shutdown of a large server writes its whole buffer pool.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(600);
+
+/// How often waiting commits are looked at.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Stops the server. Says how it went, in a sentence.
+pub(crate) async fn stop(process: Process, known: Known, grace: Duration) -> String {
+    match known {
+        Known::NotYetReady => shut_down(&process).await,
+        Known::Closed => {
+            let why = "killed it, as root cannot log in to see whether commits wait for an acknowledgement";
+            kill(&process, why).await
+        }
+        Known::Open(sessions) => {
+            let deadline = Instant::now() + grace;
+            match quiet_by(&sessions, &process, deadline).await {
+                Quiet::Yes => shut_down(&process).await,
+                Quiet::Gone(exit) => format!("it {exit} while it was being stopped"),
+                Quiet::No(reason) => kill(&process, &reason).await,
+            }
+        }
+    }
+}
+
+/// Whether nothing can be committed any more.
+enum Quiet {
+    Yes,
+    /// The process ended meanwhile.
+    Gone(Exit),
+    /// Not in time; why.
+    No(String),
+}
+
+async fn quiet_by(sessions: &RootSessions, process: &Process, deadline: Instant) -> Quiet {
+    let mut told = false;
+    loop {
+        let attempt = async {
+            let mut guard = sessions.guard().await?;
+            let outcome = quieten(&mut guard).await;
+            guard.give_back(outcome)
+        };
+        let outcome = tokio::select! {
+            exit = process.wait() => return Quiet::Gone(exit),
+            outcome = attempt => outcome,
+        };
+        let why = match outcome {
+            Ok(None) => return Quiet::Yes,
+            Ok(Some(why)) => why,
+            Err(error) => error.to_string(),
+        };
+        if Instant::now() >= deadline {
+            return Quiet::No(format!("killed it rather than shut it down: {why}"));
+        }
+        if !told {
+            told = true;
+            tracing::warn!("the server cannot be stopped yet: {why}");
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// One attempt; what is in the way, if anything.
+async fn quieten(guard: &mut Server) -> Result<Option<String>, Error> {
+    end_clients(guard).await?;
+    if guard.set_read_only(true).await? == ReadOnly::Blocked {
+        let in_commit = count_in_commit(guard).await?;
+        return Ok(Some(format!(
+            "it cannot be made read-only while writes are in progress; {in_commit} sessions are in commit, perhaps \
+             waiting for an acknowledgement of a replica that is not there"
+        )));
+    }
+    // Users who may write past read-only may have come meanwhile.
+    end_clients(guard).await?;
+    let in_commit = count_in_commit(guard).await?;
+    let waiting = guard.observe(Depth::Ordinary).await?.semi_sync.waiting_sessions;
+    Ok((in_commit > 0 || waiting > 0).then(|| {
+        format!(
+            "{} sessions are in commit; no replica acknowledges them",
+            in_commit.max(waiting as usize)
+        )
+    }))
+}
+
+async fn shut_down(process: &Process) -> String {
+    if let Err(error) = process.signal(Signal::TERM) {
+        return format!("it cannot be told to stop: {error}");
+    }
+    match process.wait_within(SHUTDOWN_LIMIT).await {
+        Some(Exit::Code(0)) => "stopped cleanly".to_owned(),
+        Some(exit) => format!("it {exit} when it was told to stop"),
+        None => {
+            let seconds = SHUTDOWN_LIMIT.as_secs();
+            kill(
+                process,
+                &format!("killed it: it did not shut down within {seconds} s"),
+            )
+            .await
+        }
+    }
+}
+
+async fn kill(process: &Process, why: &str) -> String {
+    tracing::warn!("the server: {why}");
+    match process.kill().await {
+        Ok(_) => why.to_owned(),
+        Err(error) => format!("it cannot be killed: {error}"),
+    }
+}
