@@ -70,7 +70,7 @@ impl Server {
         let version = Version::parse(text).ok_or_else(|| {
             Error::Unexpected(format!("the server at {endpoint} calls its version `{text}`"))
         })?;
-        let flavor = if text.to_ascii_lowercase().contains("mariadb") || version.major >= 10 {
+        let flavor = if text.to_ascii_lowercase().contains("mariadb") {
             Flavor::Mariadb
         } else {
             Flavor::Mysql

@@ -1,11 +1,13 @@
 //! Who is connected to a server and what they are doing.
 
+use std::fmt;
+
 use crate::connection::Row;
 use crate::error::{Error, code};
 use crate::server::Server;
 
-/// One session of the process list.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One session of the process list. It prints without the statement, which may carry a secret.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Session {
     /// The server's number of it.
     pub id: u64,
@@ -25,6 +27,21 @@ pub struct Session {
     pub kind: SessionKind,
 }
 
+impl fmt::Debug for Session {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Session")
+            .field("id", &self.id)
+            .field("user", &self.user)
+            .field("host", &self.host)
+            .field("command", &self.command)
+            .field("state", &self.state)
+            .field("seconds", &self.seconds)
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
+    }
+}
+
 /// What sort of session it is, as far as it matters to who may be ended when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionKind {
@@ -36,7 +53,8 @@ pub enum SessionKind {
     Replication,
     /// One of this service's own users (`root`, `dba`, `repl`, `repl_<n>`), not in commit.
     Service,
-    /// The server's own, such as the event scheduler.
+    /// The server's own, such as the event scheduler, or one that has not logged in yet: it may become
+    /// anybody's, a replica's too.
     System,
 }
 
@@ -95,7 +113,7 @@ pub(crate) fn session(row: &Row) -> Result<Session, Error> {
 fn kind(user: &str, command: &str, state: &str, statement: Option<&str>) -> SessionKind {
     if user == "system user" || is_dump(command) || command.starts_with("Slave_") {
         SessionKind::Replication
-    } else if user == "event_scheduler" || command == "Daemon" {
+    } else if matches!(user, "event_scheduler" | "unauthenticated user") || command == "Daemon" {
         SessionKind::System
     } else if is_in_commit(state, statement) {
         SessionKind::InCommit
@@ -238,6 +256,7 @@ mod tests {
                 None,
                 Replication,
             ),
+            ("unauthenticated user", "Connect", "login", None, System),
             (
                 "event_scheduler",
                 "Daemon",
@@ -252,6 +271,19 @@ mod tests {
                 "{user} {command} {state}"
             );
         }
+    }
+
+    #[test]
+    fn a_session_does_not_print_its_statement() {
+        let statement = "CHANGE MASTER TO MASTER_PASSWORD = 'hunter2'";
+        let row = Row::of(&[
+            ("Id", Some("7")),
+            ("User", Some("dba")),
+            ("Info", Some(statement)),
+        ]);
+        let session = session(&row).unwrap();
+        assert_eq!(session.statement.as_deref(), Some(statement));
+        assert!(!format!("{session:?}").contains("hunter2"));
     }
 
     #[test]

@@ -56,6 +56,22 @@ async fn another_protocol() {
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
 }
 
+/// What MySQL 9.7.4 says first, offering TLS; the session's number and the scramble are made up.
+const GREETING: &[u8] = b"\x4b\0\0\0\x0a9.7.4-2\0\x07\0\0\0abcdefgh\0\xff\xff\xff\x02\0\xff\xdf\x15\
+      \0\0\0\0\0\0\0\0\0\0abcdefghijkl\0caching_sha2_password\0";
+
+#[tokio::test]
+async fn a_server_that_is_killed_before_tls() {
+    let error = meet(GREETING, true).await;
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_frozen_before_tls() {
+    let error = meet(GREETING, false).await;
+    assert!(matches!(error, Error::Deadline { .. }), "{error:?}");
+}
+
 #[tokio::test]
 async fn a_server_that_is_full() {
     // MariaDB 10.11.19, `max_connections` reached.
