@@ -26,6 +26,7 @@ import pymysql
 
 import ledger
 from cluster import Cluster, differing_checksums, find_binary, wait_until_replicated
+from journal import Journal
 from load import Load
 from switchover import Ledger, roles
 
@@ -172,8 +173,8 @@ FAULTS = [
     *(freeze_server(role) for role in ("Master", "Standby", "Slave")),
     *(kill_agent(role) for role in ("Master", "Standby", "Slave")),
     kill_daemon("monitor", "monitor"),
-    kill_daemon("proxy", "mysql-master"),
-    kill_daemon("proxy", "mysql-slave"),
+    kill_daemon("proxy", "proxy-master"),
+    kill_daemon("proxy", "proxy-slave"),
     Fault("kill -9 of the parent of all, then `up`", kill_everything),
 ]
 
@@ -264,7 +265,7 @@ def round_of_faults(cluster: Cluster, choice: random.Random, number: int, option
     if watcher.looks == 0:
         wrong.append("the watcher never looked whether two servers are writable")
     if not problem:
-        noted = ledger.Journal.load(journal)
+        noted = Journal.load(journal)
         problem = wait_until_replicated(document)
         wrong += [problem] if problem else differing_checksums(document) + ledger.check(document, noted)
     return [f"{fault.name}, {moment}: {sentence}" for sentence in wrong]
@@ -281,7 +282,7 @@ def run(options: argparse.Namespace, flavor: str, directory: Path) -> list[str]:
         for number in range(1, options.rounds + 1):
             if wrong := round_of_faults(cluster, choice, number, options):
                 return [f"round {number}: {sentence}" for sentence in wrong]
-        rows = len(ledger.Journal.load(directory / "journal").rows())
+        rows = len(Journal.load(directory / "journal").rows())
         print(f"{flavor}: {options.rounds} rounds, {rows} acknowledged rows, none lost")
         return []
     finally:

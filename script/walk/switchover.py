@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import ledger
 from cluster import Cluster, Command, differing_checksums, find_binary, wait_until_replicated
+from journal import Journal, Stall
 from load import Load
 
 # What is promised of a planned switchover under this load.
@@ -49,7 +50,7 @@ class Window(NamedTuple):
 class Seen(NamedTuple):
     """What happened to the clients in a window."""
 
-    stall: ledger.Stall
+    stall: Stall
     ledger_errors: int
     """Of the ledger's connection that met most."""
     load_errors: int
@@ -112,7 +113,7 @@ def switch(cluster: Cluster, number: int, rotate: bool) -> Window:
     return Window(command, command.began, time.monotonic(), leads)
 
 
-def look(window: Window, journal: ledger.Journal, load: Load) -> Seen:
+def look(window: Window, journal: Journal, load: Load) -> Seen:
     """What the clients noted in the window."""
     own = journal.errors_per_connection(window.begin, window.end)
     others = load.errors_per_connection(window.begin, window.end)
@@ -207,7 +208,7 @@ def run(options: argparse.Namespace, directory: Path) -> list[str]:
                 windows.append(switch(cluster, number, options.rotate))
             if problem := load.failure():
                 wrong.append(problem)
-        journal = ledger.Journal.load(journal_directory)
+        journal = Journal.load(journal_directory)
         seen = [look(window, journal, load) for window in windows]
         if seen:
             print_table(windows, seen)
@@ -221,7 +222,7 @@ def run(options: argparse.Namespace, directory: Path) -> list[str]:
             print(f"down failed: {stopped.reason()}", file=sys.stderr)
 
 
-def compare(cluster: Cluster, document: dict, journal: ledger.Journal) -> list[str]:
+def compare(cluster: Cluster, document: dict, journal: Journal) -> list[str]:
     """Holds every instance against the others and against the ledger, once all is quiet."""
     if problem := cluster.wait_until_ok():
         return [f"after the load: {problem}"]

@@ -4,7 +4,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from ledger import Difference, Journal, Row, compare
+from journal import Difference, Journal, Row, compare
 
 
 def journal(**acknowledged: list[tuple[float, int]]) -> Journal:
