@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            ┌─► worker 1: SHA-256 of each file ─► xbstream ─► compress ─► SHA-256 ─► sink 1
-//!  Reader ───┤
+//!  Chunks ───┤
 //!            └─► worker N: …                                                       ─► sink N
 //! ```
 //!
@@ -10,14 +10,14 @@
 //! most two chunks in hand, a chunk is rarely over 10 MiB.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use sha2::{Digest, Sha256};
 
 use crate::manifest::{File, Packing};
-use crate::xbstream::{Chunk, Content, ReadError, Reader, Writer};
+use crate::xbstream::{Chunk, Chunks, Content, ReadError, Writer};
 
 /// What became of a stream.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub struct Packed<S> {
     pub segments: Vec<PackedSegment<S>>,
     /// In the order of their paths; `segment` is an index of `segments`.
     pub files: Vec<File>,
+    /// The content of the files that were asked for and came by.
+    pub captured: BTreeMap<String, Vec<u8>>,
 }
 
 /// One segment.
@@ -55,21 +57,23 @@ pub enum PackError {
     },
 }
 
-/// Packs a stream to its end, asking `progress` to take note of the payload bytes read so far.
+/// Packs chunks to their end. Small files that `capture` names are also given back; `progress` is told the
+/// payload bytes so far.
 ///
 /// # Errors
 /// When the stream is damaged or cut off, or a sink fails. Every worker has ended then.
 ///
 /// # Panics
 /// When no sink is given.
-pub fn pack<R, S>(
-    stream: R,
+pub fn pack<C, S>(
+    chunks: C,
     sinks: Vec<S>,
     packing: Packing,
+    capture: &[&str],
     mut progress: impl FnMut(u64),
 ) -> Result<Packed<S>, PackError>
 where
-    R: Read,
+    C: Chunks,
     S: Write + Send,
 {
     assert!(!sinks.is_empty(), "a backup has at least one segment");
@@ -81,7 +85,7 @@ where
             senders.push(sender);
             workers.push(scope.spawn(move || work(index, &receiver, sink, packing)));
         }
-        let distributed = distribute(Reader::new(stream), senders, &mut progress);
+        let distributed = distribute(chunks, senders, capture, &mut progress);
         let mut segments = Vec::new();
         let mut files = BTreeMap::new();
         let mut failure = None;
@@ -105,9 +109,10 @@ where
         // A worker that failed closes its channel, and that ends the distribution: the worker knows why.
         match failure {
             Some(failure) => Err(failure),
-            None => distributed.map(|()| Packed {
+            None => distributed.map(|captured| Packed {
                 segments,
                 files: files.into_values().collect(),
+                captured,
             }),
         }
     })
@@ -118,32 +123,38 @@ where
     clippy::needless_pass_by_value,
     reason = "the workers end when the senders are dropped"
 )]
-fn distribute<R: Read>(
-    mut reader: Reader<R>,
+fn distribute<C: Chunks>(
+    mut chunks: C,
     senders: Vec<SyncSender<Chunk>>,
+    capture: &[&str],
     progress: &mut impl FnMut(u64),
-) -> Result<(), PackError> {
+) -> Result<BTreeMap<String, Vec<u8>>, PackError> {
     let mut owner: HashMap<String, usize> = HashMap::new();
     let mut load = vec![0_u64; senders.len()];
     let mut total = 0;
-    while let Some(chunk) = reader.next_chunk()? {
-        let bytes = match &chunk.content {
-            Content::Payload { data, .. } | Content::Sparse { data, .. } => data.len() as u64,
-            Content::End => 0,
+    let mut captured: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    while let Some(chunk) = chunks.next_chunk()? {
+        let data: &[u8] = match &chunk.content {
+            Content::Payload { data, .. } | Content::Sparse { data, .. } => data,
+            Content::End => &[],
         };
+        if capture.contains(&chunk.path.as_str()) {
+            captured.entry(chunk.path.clone()).or_default().extend(data);
+        }
         let index = *owner.entry(chunk.path.clone()).or_insert_with(|| {
             let least = load.iter().enumerate().min_by_key(|(_, bytes)| **bytes);
             least.map_or(0, |(index, _)| index)
         });
+        let bytes = data.len() as u64;
         load[index] += bytes;
         total += bytes;
         if senders[index].send(chunk).is_err() {
-            return Ok(());
+            return Ok(captured);
         }
         progress(total);
     }
-    reader.finish()?;
-    Ok(())
+    chunks.finish()?;
+    Ok(captured)
 }
 
 /// Writes one segment.

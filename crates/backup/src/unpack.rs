@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::manifest::{File, Packing};
 use crate::pack::{hash_with_holes, hex};
-use crate::xbstream::{Chunk, Content, ReadError, Reader, SparseEntry};
+use crate::xbstream::{Chunk, Chunks as _, Content, ReadError, Reader, SparseEntry};
 
 /// Why a segment was not unpacked. What was written so far is of no use.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use backup::manifest::{File, Packing};
 use backup::pack::{PackError, Packed, pack};
 use backup::unpack::{UnpackError, unpack};
-use backup::xbstream::{Chunk, Content, SparseEntry, Writer};
+use backup::xbstream::{Chunk, Content, DirectoryReader, Reader, SparseEntry, Writer};
 
 const ZSTD: Packing = Packing::Zstd { level: 1 };
 
@@ -62,9 +62,10 @@ fn stream(contents: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
 fn pack_into(segments: usize, packing: Packing) -> Packed<Vec<u8>> {
     let mut seen = 0;
     let packed = pack(
-        &stream(&contents())[..],
+        Reader::new(&stream(&contents())[..]),
         vec![Vec::new(); segments],
         packing,
+        &["db1/t1.ibd"],
         |bytes| seen = bytes,
     )
     .unwrap();
@@ -138,7 +139,14 @@ fn holes_come_back_as_zeros() {
             })
             .unwrap();
     }
-    let packed = pack(&writer.into_inner()[..], vec![Vec::new()], ZSTD, |_| ()).unwrap();
+    let packed = pack(
+        Reader::new(&writer.into_inner()[..]),
+        vec![Vec::new()],
+        ZSTD,
+        &[],
+        |_| (),
+    )
+    .unwrap();
     let directory = tempfile::tempdir().unwrap();
     unpack(
         &packed.segments[0].sink[..],
@@ -246,13 +254,50 @@ impl Write for Full {
 #[test]
 fn a_full_store_and_a_cut_stream_end_the_packing() {
     let stream = stream(&contents());
-    let full = pack(&stream[..], vec![Full(100_000), Full(100_000)], ZSTD, |_| ());
+    let full = pack(
+        Reader::new(&stream[..]),
+        vec![Full(100_000), Full(100_000)],
+        ZSTD,
+        &[],
+        |_| (),
+    );
     assert!(matches!(full, Err(PackError::Sink { number: 1 | 2, .. })));
     let cut = pack(
-        &stream[..stream.len() / 2],
+        Reader::new(&stream[..stream.len() / 2]),
         vec![Vec::new(), Vec::new()],
         ZSTD,
+        &[],
         |_| (),
     );
     assert!(matches!(cut, Err(PackError::Stream(_))));
+}
+
+#[test]
+fn a_directory_is_packed_as_a_stream_is() {
+    let directory = tempfile::tempdir().unwrap();
+    for (path, content) in contents() {
+        let path = directory.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+    fs::write(directory.path().join("left.out"), "x").unwrap();
+    let chunks = DirectoryReader::open(directory.path(), |path| path == "left.out").unwrap();
+    let packed = pack(
+        chunks,
+        vec![Vec::new(), Vec::new()],
+        ZSTD,
+        &["db1/t1.ibd"],
+        |_| (),
+    )
+    .unwrap();
+    assert_eq!(packed.files, {
+        let mut files = pack_into(2, ZSTD).files;
+        for (file, packed) in files.iter_mut().zip(&packed.files) {
+            file.segment = packed.segment;
+        }
+        files
+    });
+    assert!(packed.captured["db1/t1.ibd"] == contents()["db1/t1.ibd"]);
+    std::os::unix::fs::symlink("/etc/passwd", directory.path().join("link")).unwrap();
+    assert!(DirectoryReader::open(directory.path(), |_| false).is_err());
 }

@@ -79,7 +79,7 @@ fn an_upload_that_is_dropped_leaves_no_object() {
     runtime().block_on(async {
         let mut upload = store.upload("full/a/0001").await.unwrap();
         spawn_blocking(move || {
-            upload.write_all(&[1; 20_000_000]).unwrap();
+            upload.write_all(&vec![1; 20_000_000]).unwrap();
             drop(upload);
         })
         .await

@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use backup::xbstream::{Chunk, Content, ReadError, Reader, SparseEntry, Writer};
+use backup::xbstream::{Chunk, Chunks as _, Content, ReadError, Reader, SparseEntry, Writer};
 use proptest::prelude::*;
 
 fn payload(path: &str, offset: u64, data: &[u8]) -> Chunk {

@@ -23,9 +23,11 @@
 //! Source: the format's description in the documentation of Percona's `XtraBackup`, checked against the output of
 //! mariadb-backup 10.11.
 
+mod directory;
 mod reader;
 mod writer;
 
+pub use directory::DirectoryReader;
 pub use reader::{ReadError, Reader};
 pub use writer::Writer;
 
@@ -41,6 +43,21 @@ pub const LONGEST_PAYLOAD_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Most entries of a sparse map that are accepted: one for each 512-byte piece of the longest payload.
 const MOST_SPARSE_ENTRIES: u32 = 131_072;
+
+/// Something that gives chunks: a stream that is read, or a directory.
+pub trait Chunks {
+    /// The next chunk, or `None` after the last one.
+    ///
+    /// # Errors
+    /// When there is no telling what comes next; what came before is of no use then.
+    fn next_chunk(&mut self) -> Result<Option<Chunk>, ReadError>;
+
+    /// Asks, after the last chunk, whether every file came to its end; returns how many there were.
+    ///
+    /// # Errors
+    /// [`ReadError::Unfinished`] otherwise.
+    fn finish(self) -> Result<usize, ReadError>;
+}
 
 /// One chunk of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]

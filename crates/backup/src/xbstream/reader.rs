@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::io::{self, Read};
 
 use super::{
-    Chunk, Content, LONGEST_PATH_BYTES, LONGEST_PAYLOAD_BYTES, MAGIC, MOST_SPARSE_ENTRIES, SparseEntry,
-    is_safe_path, without_dot,
+    Chunk, Chunks, Content, LONGEST_PATH_BYTES, LONGEST_PAYLOAD_BYTES, MAGIC, MOST_SPARSE_ENTRIES,
+    SparseEntry, is_safe_path, without_dot,
 };
 
 /// A stream that is being read.
@@ -20,6 +20,14 @@ pub struct Reader<R> {
 /// Why a stream is not a good one. Positions are byte offsets in the stream.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
+    /// A file of a directory cannot be read.
+    #[error("cannot read {path}")]
+    File {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The input itself failed.
     #[error("cannot read the stream at byte {position}")]
     Input {
@@ -59,58 +67,6 @@ impl<R: Read> Reader<R> {
             input,
             position: 0,
             files: HashMap::new(),
-        }
-    }
-
-    /// The next chunk, or `None` where the input ends at a chunk's end.
-    ///
-    /// # Errors
-    /// When the input fails, ends within a chunk, or the chunk contradicts the format: unknown type, unsafe
-    /// path, checksum, an offset that does not follow, anything after a file's end.
-    pub fn next_chunk(&mut self) -> Result<Option<Chunk>, ReadError> {
-        let start = self.position;
-        let Some(magic) = self.magic()? else {
-            return Ok(None);
-        };
-        if magic != MAGIC {
-            return Err(damaged(start, "no chunk begins here"));
-        }
-        let [flags, kind] = self.bytes()?;
-        let path = self.path(start)?;
-        let content = match kind {
-            b'E' => Content::End,
-            b'P' => self.payload(start)?,
-            b'S' => self.sparse(start)?,
-            // The flag allows a reader to skip such a chunk, but an unknown chunk has no known length.
-            other => {
-                return Err(damaged(
-                    start,
-                    format!("unknown chunk type {other:#04x} (flags {flags:#04x}) for `{path}`"),
-                ));
-            }
-        };
-        self.follow(start, &path, &content)?;
-        Ok(Some(Chunk { path, content }))
-    }
-
-    /// Asks, after the last chunk, whether every file that began also ended; returns how many there were.
-    ///
-    /// # Errors
-    /// [`ReadError::Unfinished`] otherwise.
-    pub fn finish(self) -> Result<usize, ReadError> {
-        let mut unfinished: Vec<String> = self
-            .files
-            .iter()
-            .filter(|(_, length)| length.is_some())
-            .map(|(path, _)| path.clone())
-            .collect();
-        unfinished.sort();
-        match unfinished.first() {
-            None => Ok(self.files.len()),
-            Some(first) => Err(ReadError::Unfinished {
-                count: unfinished.len(),
-                first: first.clone(),
-            }),
         }
     }
 
@@ -257,6 +213,53 @@ impl<R: Read> Reader<R> {
         })?;
         self.position += bytes.len() as u64;
         Ok(())
+    }
+}
+
+impl<R: Read> Chunks for Reader<R> {
+    /// An error when the input fails, ends within a chunk, or the chunk contradicts the format: unknown type, unsafe
+    /// path, checksum, an offset that does not follow, anything after a file's end.
+    fn next_chunk(&mut self) -> Result<Option<Chunk>, ReadError> {
+        let start = self.position;
+        let Some(magic) = self.magic()? else {
+            return Ok(None);
+        };
+        if magic != MAGIC {
+            return Err(damaged(start, "no chunk begins here"));
+        }
+        let [flags, kind] = self.bytes()?;
+        let path = self.path(start)?;
+        let content = match kind {
+            b'E' => Content::End,
+            b'P' => self.payload(start)?,
+            b'S' => self.sparse(start)?,
+            // The flag allows a reader to skip such a chunk, but an unknown chunk has no known length.
+            other => {
+                return Err(damaged(
+                    start,
+                    format!("unknown chunk type {other:#04x} (flags {flags:#04x}) for `{path}`"),
+                ));
+            }
+        };
+        self.follow(start, &path, &content)?;
+        Ok(Some(Chunk { path, content }))
+    }
+
+    fn finish(self) -> Result<usize, ReadError> {
+        let mut unfinished: Vec<String> = self
+            .files
+            .iter()
+            .filter(|(_, length)| length.is_some())
+            .map(|(path, _)| path.clone())
+            .collect();
+        unfinished.sort();
+        match unfinished.first() {
+            None => Ok(self.files.len()),
+            Some(first) => Err(ReadError::Unfinished {
+                count: unfinished.len(),
+                first: first.clone(),
+            }),
+        }
     }
 }
 
