@@ -13,6 +13,9 @@ use crate::config::FlavorChoice;
 /// The environment variable that names an unpacked MySQL folder: its `bin` has the binaries.
 pub const MYSQL_DIRECTORY_VARIABLE: &str = "MYSQL_SERVICE_MYSQL_DIR";
 
+/// Where root has an unpacked MySQL: not in its home, which the server's own user cannot enter.
+const ROOT_MYSQL_DIRECTORY: &str = "/var/lib/mysql-service/mysql";
+
 /// The oldest MariaDB that is run. Before 10.11.9 a restarted server of the role SLAVE truncates its binlog by
 /// a rule that loses acknowledged transactions (MDEV-33465).
 pub const OLDEST_MARIADB: Version = Version {
@@ -203,7 +206,11 @@ impl Places {
                 .map(|path| std::env::split_paths(&path).collect())
                 .unwrap_or_default(),
             mysql_directory: variable(MYSQL_DIRECTORY_VARIABLE).map(PathBuf::from),
-            user_directory: user_data.map(|data| data.join("mysql-service/mysql")),
+            user_directory: if rustix::process::geteuid().is_root() {
+                Some(PathBuf::from(ROOT_MYSQL_DIRECTORY))
+            } else {
+                user_data.map(|data| data.join("mysql-service/mysql"))
+            },
         }
     }
 }
