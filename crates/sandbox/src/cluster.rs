@@ -123,7 +123,9 @@ impl Cluster {
         let application_password = std::fs::read_to_string(&password_file)
             .with_context(|| format!("cannot read {}", password_file.display()))?;
         let monitor_url = format!("http://{}", settings.monitor());
-        let client = Client::new(&[monitor_url], REQUEST_DEADLINE).context("cannot speak to the monitor")?;
+        let client = Client::new(&[monitor_url], REQUEST_DEADLINE)
+            .context("cannot speak to the monitor")?
+            .with_actor("up");
         let start = |daemon: &str, command: &str| start_daemon(&layout, &request.program, daemon, command);
         let monitor = start("monitor", "monitor")?;
         let agents = settings

@@ -173,7 +173,7 @@ fn memory_bytes(settings: &Settings) -> u64 {
     const SMALLEST: u64 = 256 << 20;
     const LARGEST: u64 = 1 << 30;
     let info = rustix::system::sysinfo();
-    let total = u64::from(info.mem_unit) * u64::from(info.totalram);
+    let total = u64::from(info.mem_unit) * info.totalram;
     (total / 2 / u64::from(settings.instances)).clamp(SMALLEST, LARGEST)
 }
 

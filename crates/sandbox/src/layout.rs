@@ -272,17 +272,21 @@ impl Layout {
                 roles_given: false,
             });
         };
-        self.agree("the flavor", settings.flavor, wanted.flavor)?;
-        self.agree("the number of instances", settings.instances, wanted.instances)?;
-        self.agree("the port base", settings.port_base, wanted.port_base)?;
+        self.agree("the flavor", &settings.flavor, wanted.flavor.as_ref())?;
+        self.agree(
+            "the number of instances",
+            &settings.instances,
+            wanted.instances.as_ref(),
+        )?;
+        self.agree("the port base", &settings.port_base, wanted.port_base.as_ref())?;
         Ok(settings)
     }
 
     fn agree<T: PartialEq + ToString>(
         &self,
         what: &'static str,
-        is: T,
-        asked: Option<T>,
+        is: &T,
+        asked: Option<&T>,
     ) -> Result<(), LayoutError> {
         match asked {
             Some(asked) if asked != is => Err(LayoutError::Different {
@@ -520,6 +524,7 @@ fn check_path(directory: &Path) -> Result<(), LayoutError> {
 mod tests {
     use super::*;
 
+    #[expect(clippy::unnecessary_wraps, reason = "the shape that is asked for")]
     fn mariadb() -> Result<Flavor> {
         Ok(Flavor::Mariadb)
     }

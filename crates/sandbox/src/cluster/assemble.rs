@@ -68,7 +68,7 @@ async fn perform(
             }
             Ok(Answer::Planned(_)) => bail!("cannot {what}: the monitor only made a plan"),
             Err(Error::Conflict { .. }) if Instant::now() < deadline => {
-                tokio::time::sleep(POLL_INTERVAL).await
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
             // Such as a server that was not yet seen since the last change.
             Err(Error::Refused { .. }) if Instant::now() + Duration::from_secs(1) < deadline => {

@@ -17,7 +17,7 @@ use crate::remains::Processes;
 use crate::{ports, secrets, template};
 
 /// What the daemons of an `up` that was killed may take to end: as long as a server's clean stop.
-const REMAINS_LIMIT: Duration = Duration::from_secs(60);
+const REMAINS_LIMIT: Duration = Duration::from_mins(1);
 
 /// After a kill, how long a port may still look taken: a process is listed as ended before its sockets are closed.
 const PORTS_LIMIT: Duration = Duration::from_secs(5);

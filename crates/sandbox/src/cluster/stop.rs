@@ -16,7 +16,7 @@ use crate::process::Managed;
 const QUIESCE_LIMIT: Duration = Duration::from_secs(30);
 
 /// What an agent may take to stop its server, its own grace time included, before both are killed.
-const AGENT_LIMIT: Duration = Duration::from_secs(60);
+const AGENT_LIMIT: Duration = Duration::from_mins(1);
 
 /// What a monitor or a proxy may take.
 const DAEMON_LIMIT: Duration = Duration::from_secs(15);

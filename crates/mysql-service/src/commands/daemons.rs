@@ -1,0 +1,84 @@
+//! `instance`, `monitor`, `proxy`, and the hidden start of a server.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use instance::config::InstanceConfig;
+use instance::exec_server::{self, ExecServer as ExecServerRequest};
+use monitor::config::MonitorConfig;
+use proxy::config::ProxyConfig;
+use toml::{Table, Value};
+
+use crate::cli::{Daemon, ExecServer, ProxyDaemon, ProxyMode};
+use crate::daemon;
+use crate::failure::Failure;
+
+/// `instance`: the agent.
+pub(crate) fn instance(options: &Daemon) -> Result<(), Failure> {
+    let config = daemon::configuration("instance", options, |_| (), InstanceConfig::parse)?;
+    daemon::run(options, config.die_with_parent, |stop| {
+        instance::run(config, stop)
+    })
+}
+
+/// `monitor`.
+pub(crate) fn monitor(options: &Daemon) -> Result<(), Failure> {
+    let config = daemon::configuration(
+        "monitor",
+        options,
+        |_| (),
+        |text| MonitorConfig::parse(text, |_| None),
+    )?;
+    daemon::run(options, config.die_with_parent, |stop| monitor::run(config, stop))
+}
+
+/// `proxy`: with `-p` and `-m` as the original service's.
+pub(crate) fn proxy(options: &ProxyDaemon) -> Result<(), Failure> {
+    let flags = |table: &mut Table| proxy_flags(options, table);
+    let config = daemon::configuration("proxy", &options.daemon, flags, ProxyConfig::parse)?;
+    daemon::run(&options.daemon, config.die_with_parent, |stop| {
+        proxy::run(config, stop)
+    })
+}
+
+/// The proxy's own flags, and what follows from them: `proxy -p 3306 -m master` needs no file.
+fn proxy_flags(options: &ProxyDaemon, table: &mut Table) {
+    if let Some(port) = options.port {
+        let host = table
+            .get("listen")
+            .and_then(Value::as_str)
+            .and_then(|text| text.parse::<SocketAddr>().ok())
+            .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
+        let listen = SocketAddr::new(host, port).to_string();
+        table.insert("listen".to_owned(), Value::String(listen));
+    }
+    if let Some(mode) = options.mode {
+        let service = match mode {
+            ProxyMode::Master => "mysql-master",
+            ProxyMode::Slave => "mysql-slave",
+        };
+        table.insert("service".to_owned(), Value::String(service.to_owned()));
+        if let (Some(port), false) = (options.port, table.contains_key("id")) {
+            let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
+            table.insert("id".to_owned(), Value::String(format!("{service}-{node}-{port}")));
+        }
+    }
+    if !table.contains_key("monitors")
+        && let Ok(urls) = std::env::var("MYSQL_SERVICE_MONITOR")
+    {
+        let urls = urls.split(',').map(|url| Value::String(url.trim().to_owned()));
+        table.insert("monitors".to_owned(), Value::Array(urls.collect()));
+    }
+}
+
+/// `exec-server`: becomes the server. Comes back only when that failed.
+pub(crate) fn exec_server(options: ExecServer) -> Result<(), Failure> {
+    let mut words = options.command.into_iter();
+    let request = ExecServerRequest {
+        die_with_parent: options.die_with_parent,
+        user: options.user,
+        // The command line requires a program.
+        program: words.next().unwrap_or_default(),
+        arguments: words.collect(),
+    };
+    Err(Failure::Failed(exec_server::exec_server(&request)))
+}

@@ -1,0 +1,351 @@
+//! An agent in a directory of its own, and a monitor that answers what the test says.
+
+use std::fmt::Write as _;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use api::agent::{HeartbeatReply, InstanceReport, MasterAnnouncement};
+use api::client::Client;
+use instance::binaries::Binaries;
+use instance::identity::Identity;
+use instance::server::Launcher;
+use mysql_client::credentials::{Login, SecretFile};
+use mysql_client::{Endpoint, ReadOnly, Server};
+use sandbox::ports::PortRange;
+use sandbox::process::{Managed, ProcessMark, last_lines};
+use sandbox::template;
+use tempfile::TempDir;
+use topology::observation::ServerState;
+use topology::{Address, Flavor, Generation, Incarnation};
+
+/// A server answers within seconds; on a machine that runs every other test, too, within some ten.
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(10);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Waits for a condition.
+pub(crate) async fn until(what: &str, limit: Duration, mut condition: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition().await {
+        assert!(begun.elapsed() < limit, "not within {} s: {what}", limit.as_secs());
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// How an agent of a test is made.
+pub(crate) struct Setup {
+    pub(crate) flavor: Flavor,
+    /// Copy an initialised data directory: for tests that are not about initialising.
+    pub(crate) from_template: bool,
+    /// The text of `secret.conf`; the template's when absent.
+    pub(crate) secrets: Option<String>,
+    /// More lines of the configuration.
+    pub(crate) more: String,
+    /// The monitor's port, when there is one.
+    pub(crate) monitor: Option<u16>,
+}
+
+impl Setup {
+    pub(crate) fn of(flavor: Flavor) -> Self {
+        Self {
+            flavor,
+            from_template: true,
+            secrets: None,
+            more: "server_dies_with_agent = true\n".to_owned(),
+            monitor: None,
+        }
+    }
+}
+
+/// A directory with everything that an agent needs, and the agent while it runs.
+pub(crate) struct TestAgent {
+    pub(crate) flavor: Flavor,
+    pub(crate) secrets: SecretFile,
+    pub(crate) address: Address,
+    pub(crate) client: Client,
+    base: String,
+    pub(crate) process: Option<Managed>,
+    directory: Option<TempDir>,
+    _ports: PortRange,
+}
+
+impl TestAgent {
+    /// Everything but the process.
+    pub(crate) async fn prepare(setup: Setup) -> Self {
+        let directory = TempDir::with_prefix("agent-").unwrap();
+        let home = directory.path();
+        let ports = PortRange::take(3).unwrap();
+        let address = Address::new("127.0.0.1", ports.first()).unwrap();
+        let agent = format!("127.0.0.1:{}", ports.first() + 1);
+        let mut text = format!(
+            "id = \"mysql-server-1\"\naddress = \"{address}\"\nbind = \"127.0.0.1\"\nagent_listen = \"{agent}\"\n\
+             admin_port = {}\nflavor = \"{}\"\nuser = \"root\"\nmemory = \"256M\"\nsecret_file = \"{}\"\n",
+            ports.first() + 2,
+            setup.flavor,
+            home.join("secret.conf").display(),
+        );
+        for name in ["data", "binlog", "relay_log", "backup", "backup_log", "slow_log", "run"] {
+            writeln!(text, "{name}_directory = \"{}\"", home.join(name).display()).unwrap();
+        }
+        if let Some(port) = setup.monitor {
+            writeln!(text, "monitor = [\"http://127.0.0.1:{port}\"]").unwrap();
+        }
+        let mut secrets = setup.secrets;
+        if setup.from_template {
+            let binaries = Binaries::find(setup.flavor.into(), None).unwrap();
+            let folder = std::env::temp_dir().join("mysql-service-templates");
+            let template = template::prepare(&binaries, &folder, None, &Launcher::direct()).await.unwrap();
+            writeln!(text, "template_directory = \"{}\"", template.data_directory.display()).unwrap();
+            secrets = Some(std::fs::read_to_string(template.secret_file).unwrap());
+        }
+        text.push_str(&setup.more);
+        std::fs::write(home.join("instance.toml"), text).unwrap();
+        let secret_file = home.join("secret.conf");
+        std::fs::write(&secret_file, secrets.expect("secrets or a template")).unwrap();
+        let (secrets, _) = SecretFile::load_with(Some(&secret_file), |_| None).unwrap();
+        let token = secrets.agent_token().unwrap();
+        Self {
+            flavor: setup.flavor,
+            client: Client::new(&[format!("http://{agent}")], DEADLINE)
+                .unwrap()
+                .with_token(token.expose()),
+            base: format!("http://{agent}"),
+            secrets,
+            address,
+            process: None,
+            directory: Some(directory),
+            _ports: ports,
+        }
+    }
+
+    /// An agent whose server answers.
+    pub(crate) async fn start(setup: Setup) -> Self {
+        let mut agent = Self::prepare(setup).await;
+        agent.launch();
+        agent.until_running().await;
+        agent
+    }
+
+    /// The URL of the agent.
+    pub(crate) fn client_base(&self) -> String {
+        self.base.clone()
+    }
+
+    pub(crate) fn home(&self) -> &Path {
+        self.directory.as_ref().unwrap().path()
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.home().join(name)
+    }
+
+    /// Starts the process.
+    pub(crate) fn launch(&mut self) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mysql-service"));
+        command.arg("instance").arg("--config").arg(self.path("instance.toml"));
+        self.process = Some(Managed::start("the agent", command, &self.path("agent.log")).unwrap());
+    }
+
+    pub(crate) fn agent(&mut self) -> &mut Managed {
+        self.process.as_mut().unwrap()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.path("agent.log")).unwrap_or_default()
+    }
+
+    pub(crate) async fn report(&self) -> Option<InstanceReport> {
+        self.client.get("/api/v1/instance").await.ok()
+    }
+
+    /// Waits until the agent says that its server runs.
+    pub(crate) async fn until_running(&mut self) -> InstanceReport {
+        let begun = Instant::now();
+        loop {
+            self.agent().check().unwrap();
+            if let Some(report) = self.report().await.filter(|report| report.state == ServerState::Running) {
+                return report;
+            }
+            let log = self.path("agent.log");
+            assert!(begun.elapsed() < LIMIT, "the server does not run:\n{}", last_lines(&log));
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until the agent has ended; its exit code.
+    pub(crate) async fn until_ended(&mut self) -> Option<i32> {
+        let status = self.agent().wait(LIMIT).await.unwrap().expect("the agent does not end");
+        status.code()
+    }
+
+    /// Asks the agent to stop; its exit code.
+    pub(crate) async fn terminate(&mut self) -> Option<i32> {
+        self.agent().signal(rustix::process::Signal::TERM).unwrap();
+        self.until_ended().await
+    }
+
+    pub(crate) async fn connect(&self, login: &Login) -> Result<Server, mysql_client::Error> {
+        Server::connect(&Endpoint::Tcp(self.address.clone()), login, DEADLINE).await
+    }
+
+    pub(crate) async fn dba(&self) -> Server {
+        self.connect(&self.secrets.dba().unwrap()).await.unwrap()
+    }
+
+    /// Root, over the socket.
+    pub(crate) async fn root(&self) -> Server {
+        let endpoint = Endpoint::Socket(self.path("run/mysqld.sock"));
+        Server::connect(&endpoint, &self.secrets.root().unwrap(), DEADLINE).await.unwrap()
+    }
+
+    /// What the monitor does with a master.
+    pub(crate) async fn allow_writes(&self) {
+        assert_eq!(self.dba().await.set_read_only(false).await.unwrap(), ReadOnly::Done);
+    }
+
+    /// A table for an application, and its login.
+    pub(crate) async fn application(&self) -> Login {
+        let mut root = self.root().await;
+        for sql in [
+            "CREATE DATABASE app",
+            "CREATE TABLE app.t (id INT PRIMARY KEY) ENGINE=InnoDB",
+            "CREATE USER app@'%' IDENTIFIED BY 'app-password'",
+            "GRANT ALL ON app.* TO app@'%'",
+        ] {
+            root.execute(sql).await.unwrap();
+        }
+        Login::new("app", mysql_client::credentials::Password::new("app-password"))
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        Identity::load(&self.path("data")).unwrap().unwrap()
+    }
+
+    /// The server's process, as the agent tells.
+    pub(crate) async fn server(&self) -> ProcessMark {
+        let pid = self.report().await.unwrap().server_pid.unwrap();
+        ProcessMark::of(pid).unwrap()
+    }
+}
+
+impl Drop for TestAgent {
+    fn drop(&mut self) {
+        let server = std::fs::read_to_string(self.path("run/mysqld.pid"))
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .and_then(ProcessMark::of);
+        // The agent first: it would start its server again.
+        self.process = None;
+        if let Some(server) = server {
+            let ours = std::fs::read_link(format!("/proc/{}/cwd", server.pid))
+                .is_ok_and(|directory| directory.starts_with(self.home()));
+            if ours && server.signal(rustix::process::Signal::KILL).is_ok() {
+                let _ = server.wait_until_ended(LIMIT);
+            }
+        }
+        if std::thread::panicking() {
+            let kept = self.directory.take().map(TempDir::keep);
+            eprintln!("everything is kept in {kept:?}; the agent said:");
+            let log = kept.map(|kept| kept.join("agent.log")).unwrap_or_default();
+            eprintln!("{}", std::fs::read_to_string(log).unwrap_or_default());
+        }
+    }
+}
+
+/// A monitor that hears reports and answers what it was told.
+#[derive(Clone)]
+pub(crate) struct FakeMonitor {
+    pub(crate) port: u16,
+    shared: Arc<Mutex<Shared>>,
+}
+
+struct Shared {
+    heard: Vec<(Instant, InstanceReport)>,
+    reply: HeartbeatReply,
+    token: Option<String>,
+}
+
+pub(crate) const CLUSTER: &str = "00000000-0000-4000-8000-000000000001";
+
+impl FakeMonitor {
+    pub(crate) async fn start() -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let shared = Arc::new(Mutex::new(Shared {
+            heard: Vec::new(),
+            reply: HeartbeatReply {
+                format: 1,
+                cluster: CLUSTER.parse().unwrap(),
+                generation: Generation(1),
+                master: None,
+                registered_incarnation: None,
+            },
+            token: None,
+        }));
+        let routes = axum::Router::new()
+            .route("/api/v1/agents/{id}/heartbeat", axum::routing::post(hear))
+            .with_state(Arc::clone(&shared));
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        Self { port, shared }
+    }
+
+    /// Changes what is answered from now on.
+    pub(crate) fn answer(&self, change: impl FnOnce(&mut HeartbeatReply)) {
+        change(&mut self.shared.lock().unwrap().reply);
+    }
+
+    /// Announces a master with a generation.
+    pub(crate) fn announce(&self, generation: u64, id: &str, incarnation: &Incarnation) {
+        self.answer(|reply| {
+            reply.generation = Generation(generation);
+            reply.master = Some(MasterAnnouncement {
+                id: id.parse().unwrap(),
+                incarnation: incarnation.clone(),
+                address: "127.0.0.1:1".parse().unwrap(),
+            });
+        });
+    }
+
+    /// The first report since `since` that fits, waited for.
+    pub(crate) async fn heard(
+        &self,
+        since: Instant,
+        what: &str,
+        fits: impl Fn(&InstanceReport) -> bool,
+    ) -> (Instant, InstanceReport) {
+        let mut found = None;
+        until(what, LIMIT, async || {
+            let shared = self.shared.lock().unwrap();
+            found = shared
+                .heard
+                .iter()
+                .find(|(at, report)| *at >= since && fits(report))
+                .cloned();
+            found.is_some()
+        })
+        .await;
+        found.unwrap()
+    }
+
+    /// What the last report carried as its token.
+    pub(crate) fn token(&self) -> Option<String> {
+        self.shared.lock().unwrap().token.clone()
+    }
+}
+
+fn hear(
+    axum::extract::State(shared): axum::extract::State<Arc<Mutex<Shared>>>,
+    headers: axum::http::HeaderMap,
+    axum::Json(report): axum::Json<InstanceReport>,
+) -> impl Future<Output = axum::Json<HeartbeatReply>> {
+    let mut shared = shared.lock().unwrap();
+    shared.heard.push((Instant::now(), report));
+    shared.token = headers
+        .get("authorization")
+        .map(|value| value.to_str().unwrap().to_owned());
+    let reply = shared.reply.clone();
+    async move { axum::Json(reply) }
+}

@@ -1,0 +1,34 @@
+//! Real agents with real servers, through the agent's own doors: its configuration, its HTTP, signals, and a
+//! monitor that says what the test wants. Every test body runs on both flavors.
+//!
+//! Needs MariaDB on the PATH and MySQL in the folder that `MYSQL_SERVICE_MYSQL_DIR` names (or on the PATH).
+
+mod accounts;
+mod fences;
+mod harness;
+mod starts;
+mod stops;
+mod supervision;
+
+/// A test of each flavor for one body.
+macro_rules! on_both_flavors {
+    ($($name:ident;)+) => {
+        mod mariadb {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    super::$name(topology::Flavor::Mariadb).await;
+                }
+            )+
+        }
+        mod mysql {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    super::$name(topology::Flavor::Mysql).await;
+                }
+            )+
+        }
+    };
+}
+pub(crate) use on_both_flavors;

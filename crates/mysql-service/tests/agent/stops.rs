@@ -1,0 +1,104 @@
+//! Stopping a server says "committed" to nobody whose commit no replica has.
+
+use std::time::Duration;
+
+use mysql_client::{Depth, Error};
+use topology::Flavor;
+use topology::observation::ServerState;
+
+use crate::harness::{LIMIT, Setup, TestAgent, until};
+use crate::on_both_flavors;
+
+on_both_flavors! {
+    a_stop_with_a_waiting_commit_never_says_committed;
+    a_stop_ends_clients_and_is_clean;
+    a_shutdown_is_for_good;
+}
+
+async fn a_stop_with_a_waiting_commit_never_says_committed(flavor: Flavor) {
+    let mut setup = Setup::of(flavor);
+    setup.more.push_str("stop_grace_seconds = 2\n");
+    let mut agent = TestAgent::start(setup).await;
+    agent.allow_writes().await;
+    let login = agent.application().await;
+    let mut dba = agent.dba().await;
+    dba.set_semi_sync_source(true).await.unwrap();
+    // Two of them: the second stands in the queue behind the first.
+    let mut writes = Vec::new();
+    for id in 1..=2 {
+        let mut application = agent.connect(&login).await.unwrap();
+        application.set_deadline(LIMIT);
+        writes.push(tokio::spawn(async move {
+            application.execute(&format!("INSERT INTO app.t VALUES ({id})")).await
+        }));
+    }
+    until("the writes wait", LIMIT, async || {
+        let in_commit = dba
+            .sessions()
+            .await
+            .unwrap()
+            .iter()
+            .filter(|session| session.kind == mysql_client::SessionKind::InCommit)
+            .count();
+        in_commit == 2
+    })
+    .await;
+    let server = agent.server().await;
+    assert_eq!(agent.terminate().await, Some(0));
+    assert!(!server.is_alive());
+    for write in writes {
+        let outcome = write.await.unwrap();
+        assert!(matches!(outcome, Err(Error::Unreachable { .. })), "the client was told {outcome:?}");
+    }
+    assert!(agent.log().contains("killed it rather than shut it down"), "{}", agent.log());
+    // It recovers as from a crash.
+    agent.launch();
+    agent.until_running().await;
+}
+
+async fn a_stop_ends_clients_and_is_clean(flavor: Flavor) {
+    let mut agent = TestAgent::start(Setup::of(flavor)).await;
+    agent.allow_writes().await;
+    let login = agent.application().await;
+    // One that has an open transaction, one that holds a table lock: neither holds up the stop.
+    let mut open = agent.connect(&login).await.unwrap();
+    open.execute("BEGIN").await.unwrap();
+    open.execute("INSERT INTO app.t VALUES (1)").await.unwrap();
+    let mut holder = agent.connect(&login).await.unwrap();
+    holder.execute("CREATE TABLE app.u (id INT)").await.unwrap();
+    holder.execute("LOCK TABLES app.u WRITE").await.unwrap();
+    let begun = std::time::Instant::now();
+    assert_eq!(agent.terminate().await, Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(25), "it took {:?}", begun.elapsed());
+    assert!(agent.log().contains("stopped cleanly"), "{}", agent.log());
+    agent.launch();
+    agent.until_running().await;
+    let rows = agent.root().await.query_value("SELECT COUNT(*) FROM app.t").await.unwrap();
+    assert_eq!(rows.as_deref(), Some("0"));
+}
+
+async fn a_shutdown_is_for_good(flavor: Flavor) {
+    let mut agent = TestAgent::start(Setup::of(flavor)).await;
+    let server = agent.server().await;
+    let shutdown = "/api/v1/shutdown";
+    agent.client.post_empty(shutdown, &1).await.unwrap();
+    until("it is stopped", LIMIT, async || {
+        agent.report().await.is_some_and(|report| report.state == ServerState::Stopped)
+    })
+    .await;
+    assert!(server.is_gone());
+    // Asking twice is harmless, and the agent is still there to say what is the matter.
+    agent.client.post_empty(shutdown, &1).await.unwrap();
+    let refused = agent
+        .client
+        .post_empty("/api/v1/replication-accounts/1/ensure", &1)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("told to stop"), "{refused}");
+    assert!(agent.client.get_text("/healthz").await.is_err());
+    agent.agent().check().unwrap();
+    assert_eq!(agent.terminate().await, Some(0));
+    let seen = { agent.launch(); agent.until_running().await; agent.dba().await.observe(Depth::Ordinary).await };
+    assert!(seen.unwrap().read_only);
+}

@@ -1,0 +1,122 @@
+//! `kill -9` of what keeps the cluster running: servers, agents, proxies.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use topology::{Flavor, Role, Status};
+
+use crate::harness::{HEAL_LIMIT, TestCluster};
+use crate::ledger::Ledger;
+use crate::on_both_flavors;
+
+on_both_flavors! {
+    a_killed_master_goes_on_as_master_and_nothing_is_lost;
+    killed_replicas_agents_and_proxies_come_back;
+}
+
+fn kill(pid: u32) {
+    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), Signal::KILL).unwrap();
+}
+
+async fn a_killed_master_goes_on_as_master_and_nothing_is_lost(flavor: Flavor) {
+    let cluster = TestCluster::start(flavor).await;
+    let ledger = Ledger::start(&cluster).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let pid = cluster.server_pid("mysql-server-1").await;
+    let killed = Instant::now();
+    kill(pid);
+    cluster
+        .wait_for("the master has another server process", |document| {
+            document.instances.iter().any(|instance| {
+                instance.id.as_str() == "mysql-server-1" && instance.server_pid.is_some_and(|new| new != pid)
+            })
+        })
+        .await;
+    cluster.wait_until_ok().await;
+    assert_eq!(cluster.only(Role::Master).await.as_str(), "mysql-server-1");
+    let refused = cluster.run(&["failover", "--yes"]).await.expect(3);
+    assert!(!refused.stderr.is_empty());
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let record = ledger.stop().await;
+    let back = record.first_after(killed).expect("writes went on");
+    let last = record.acknowledged.last().unwrap().1;
+    assert!(
+        last > killed + Duration::from_millis(100),
+        "no write after the crash"
+    );
+    eprintln!(
+        "{flavor}: first write {:?} after the kill, longest stall {:?}",
+        back - killed,
+        record.longest_stall()
+    );
+    assert!(record.longest_stall() < HEAL_LIMIT);
+    cluster.wait_until_ok().await;
+    record.assert_kept(&cluster).await;
+    cluster.assert_same_everywhere(&["ledger"]).await;
+    cluster.stop().await;
+}
+
+async fn killed_replicas_agents_and_proxies_come_back(flavor: Flavor) {
+    let mut cluster = TestCluster::start(flavor).await;
+    let ledger = Ledger::start(&cluster).await;
+
+    // One acker gone: the other one acknowledges, writes go on.
+    let pid = cluster.server_pid("mysql-server-2").await;
+    kill(pid);
+    cluster
+        .wait_for("the standby was restarted", |document| {
+            document.instances.iter().any(|instance| {
+                instance.id.as_str() == "mysql-server-2"
+                    && instance.server_pid.is_some_and(|new| new != pid)
+                    && instance.status == Status::Ok
+            })
+        })
+        .await;
+    cluster.wait_until_ok().await;
+
+    // With its agent a server ends, and comes back with the next agent.
+    let server = cluster.server_pid("mysql-server-3").await;
+    cluster.cluster.restart("mysql-server-3").unwrap();
+    cluster
+        .wait_for("the slave has another server process", |document| {
+            document.instances.iter().any(|instance| {
+                instance.id.as_str() == "mysql-server-3"
+                    && instance.server_pid.is_some_and(|new| new != server)
+            })
+        })
+        .await;
+    cluster.wait_until_ok().await;
+
+    // Without the monitor the services go on; with it nothing changes.
+    let generation = cluster.document().await.generation;
+    cluster.cluster.daemon("monitor").unwrap().kill();
+    let alone = Instant::now();
+    let mut through_proxy = cluster
+        .cluster
+        .connect(&cluster.cluster.settings().master())
+        .await
+        .unwrap();
+    through_proxy
+        .execute("CREATE TABLE app.alone (id INT PRIMARY KEY)")
+        .await
+        .unwrap();
+    cluster.run(&["status"]).await.expect(4);
+    cluster.cluster.restart("monitor").unwrap();
+    cluster.wait_until_ok().await;
+    assert_eq!(
+        cluster.document().await.generation,
+        generation,
+        "the restart changed the state"
+    );
+
+    cluster.cluster.restart("proxy-master").unwrap();
+    let record = ledger.stop().await;
+    assert!(
+        record.first_after(alone).is_some(),
+        "no write without the monitor"
+    );
+    cluster.wait_until_ok().await;
+    record.assert_kept(&cluster).await;
+    cluster.assert_same_everywhere(&["ledger", "alone"]).await;
+    cluster.stop().await;
+}

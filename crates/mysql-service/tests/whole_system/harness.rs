@@ -1,0 +1,214 @@
+//! A cluster for a test: its own directory and ports, stopped and removed at the end, kept when the test fails.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use api::cluster::{ClusterDocument, InstanceDocument};
+use mysql_client::credentials::SecretFile;
+use mysql_client::{Endpoint, Server};
+use sandbox::cluster::{Cluster, Request, Tuning};
+use sandbox::layout::Wanted;
+use sandbox::ports::PortRange;
+use tempfile::TempDir;
+use topology::{Flavor, InstanceId, Role, Status};
+
+use crate::command::{self, PROGRAM, Ran};
+
+/// A cluster is OK within seconds; on a machine that does other things, too, within some ten.
+pub(crate) const START_LIMIT: Duration = Duration::from_secs(120);
+
+/// What the cluster may take to be as it should be again after whatever a test did to it.
+pub(crate) const HEAL_LIMIT: Duration = Duration::from_secs(60);
+
+/// Offsets from the port base that a cluster uses: see `Settings::ports`.
+pub(crate) const PORTS: u16 = 221;
+
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A running cluster of three instances.
+pub(crate) struct TestCluster {
+    pub(crate) cluster: Cluster,
+    pub(crate) flavor: Flavor,
+    _kept: KeptWhenFailing,
+    _ports: PortRange,
+}
+
+/// The directory of a cluster: removed at the end, unless the test is failing.
+struct KeptWhenFailing(Option<TempDir>);
+
+impl TestCluster {
+    /// A cluster that is OK: `mysql-server-1` is the Master, 2 the Standby, 3 a Slave.
+    pub(crate) async fn start(flavor: Flavor) -> Self {
+        Self::start_with(flavor, Tuning::default()).await
+    }
+
+    /// The same with other settings of the daemons.
+    pub(crate) async fn start_with(flavor: Flavor, tuning: Tuning) -> Self {
+        let directory = TempDir::with_prefix("whole-").unwrap();
+        let ports = PortRange::take(PORTS).unwrap();
+        let request = Request {
+            directory: directory.path().to_owned(),
+            wanted: Wanted {
+                flavor: Some(flavor),
+                instances: Some(3),
+                port_base: Some(ports.first()),
+            },
+            flavor: flavor.into(),
+            program: PROGRAM.into(),
+            templates: Some(templates()),
+            tuning,
+        };
+        let mut cluster = Cluster::start(&request, &say).await.unwrap();
+        if let Err(error) = cluster.wait_until_ok(START_LIMIT, &say).await {
+            let kept = directory.keep();
+            panic!("{error:#}; everything is kept in {}", kept.display());
+        }
+        Self {
+            cluster,
+            flavor,
+            _kept: KeptWhenFailing(Some(directory)),
+            _ports: ports,
+        }
+    }
+
+    /// Stops the cluster cleanly.
+    pub(crate) async fn stop(self) {
+        self.cluster.stop(&say).await.unwrap();
+    }
+
+    /// Runs a command against this cluster.
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Ran {
+        let dir = self.cluster.layout().directory().display().to_string();
+        command::run(arguments.iter().copied().chain(["--dir", &dir])).await
+    }
+
+    /// The cluster as the monitor shows it.
+    pub(crate) async fn document(&self) -> ClusterDocument {
+        self.cluster.client().cluster().await.unwrap()
+    }
+
+    /// One instance as the monitor shows it.
+    pub(crate) async fn instance(&self, id: &str) -> InstanceDocument {
+        let document = self.document().await;
+        document
+            .instances
+            .into_iter()
+            .find(|instance| instance.id.as_str() == id)
+            .unwrap_or_else(|| panic!("no instance {id}"))
+    }
+
+    /// Waits until a condition of the cluster holds; `what` says it in the failure.
+    pub(crate) async fn wait_for(
+        &self,
+        what: &str,
+        holds: impl Fn(&ClusterDocument) -> bool,
+    ) -> ClusterDocument {
+        let begun = Instant::now();
+        loop {
+            let answer = self.cluster.client().cluster().await;
+            if let Ok(document) = &answer
+                && holds(document)
+            {
+                return answer.unwrap();
+            }
+            assert!(
+                begun.elapsed() < HEAL_LIMIT,
+                "it is not so that {what}: {answer:#?}"
+            );
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// Waits until every instance is OK.
+    pub(crate) async fn wait_until_ok(&self) -> ClusterDocument {
+        self.wait_for("every instance is OK", |document| {
+            document.operation.is_none()
+                && document
+                    .instances
+                    .iter()
+                    .all(|instance| instance.status == Status::Ok)
+        })
+        .await
+    }
+
+    /// The name of the instance with a role that one instance has.
+    pub(crate) async fn only(&self, role: Role) -> InstanceId {
+        let document = self.document().await;
+        let mut with_role = document
+            .instances
+            .into_iter()
+            .filter(|instance| instance.role == role);
+        let only = with_role.next().unwrap_or_else(|| panic!("nobody is {role}"));
+        assert!(with_role.next().is_none(), "more than one is {role}");
+        only.id
+    }
+
+    /// A session of the application at one instance's server.
+    pub(crate) async fn application_at(&self, id: &str) -> Server {
+        let address = self.cluster.server_address(&id.parse().unwrap()).unwrap();
+        self.cluster.connect(&address).await.unwrap()
+    }
+
+    /// A session of root at one instance's server.
+    pub(crate) async fn root_at(&self, id: &str) -> Server {
+        let socket = self.cluster.layout().socket(&id.parse().unwrap());
+        let login = self.secrets().root().unwrap();
+        Server::connect(&Endpoint::Socket(socket), &login, Duration::from_secs(10))
+            .await
+            .unwrap()
+    }
+
+    /// The passwords of the service's users.
+    pub(crate) fn secrets(&self) -> SecretFile {
+        let file = self.cluster.layout().secret_file();
+        SecretFile::load_with(Some(&file), |_| None).unwrap().0
+    }
+
+    /// Fails the test unless every server has the same rows in these tables of the database `app`.
+    pub(crate) async fn assert_same_everywhere(&self, tables: &[&str]) {
+        let mut checksums: BTreeMap<String, String> = BTreeMap::new();
+        for id in self.cluster.settings().instance_ids() {
+            let mut server = self.application_at(id.as_str()).await;
+            for table in tables {
+                let rows = server
+                    .query(&format!("CHECKSUM TABLE app.{table}"))
+                    .await
+                    .unwrap();
+                let checksum = rows[0].value(1).unwrap_or("no such table").to_owned();
+                let first = checksums
+                    .entry((*table).to_owned())
+                    .or_insert_with(|| checksum.clone());
+                assert_eq!(*first, checksum, "the table {table} differs on {id}");
+            }
+        }
+    }
+
+    /// The process of an instance's server.
+    pub(crate) async fn server_pid(&self, id: &str) -> u32 {
+        self.instance(id).await.server_pid.expect("the server runs")
+    }
+}
+
+impl Drop for KeptWhenFailing {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(directory) = self.0.take()
+        {
+            eprintln!(
+                "everything of the cluster is kept in {}",
+                directory.keep().display()
+            );
+        }
+    }
+}
+
+/// Progress, shown when the test fails.
+pub(crate) fn say(line: &str) {
+    eprintln!("up: {line}");
+}
+
+/// Initialised data directories, kept between tests.
+pub(crate) fn templates() -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("templates")
+}

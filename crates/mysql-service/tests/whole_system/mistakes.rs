@@ -1,0 +1,212 @@
+//! Bad input: a clear error, the exit code of its kind, and nothing changed.
+
+use std::net::TcpListener;
+use std::path::Path;
+
+use sandbox::ports::PortRange;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use topology::Flavor;
+
+use crate::command::{run, run_with};
+use crate::harness::{PORTS, TestCluster};
+use crate::on_both_flavors;
+
+on_both_flavors! {
+    a_monitor_takes_no_nonsense;
+}
+
+#[tokio::test]
+async fn words_that_make_no_sense_are_usage_errors() {
+    for words in [
+        &["statsu"][..],
+        &["status", "--monitor", "ftp://x"],
+        &["status", "--monitor", "http://x", "--dir", "y"],
+        &["register", "a", "--as", "king", "--monitor", "http://127.0.0.1:1"],
+        &[
+            "register",
+            "../a",
+            "--as",
+            "slave",
+            "--monitor",
+            "http://127.0.0.1:1",
+        ],
+        &["up", "--instances", "0"],
+        &["up", "--port-base", "70000"],
+        &["proxy", "-p", "1", "-m", "king"],
+        &["monitor", "--config", "/nonexistent/monitor.toml"],
+        &["instance", "--set", "nonsense=1"],
+        &["monitor", "--log-filter", "a=b=c"],
+    ] {
+        let ran = run(words).await.expect(2);
+        assert!(ran.stdout.is_empty(), "{words:?} printed data: {}", ran.stdout);
+        assert!(!ran.stderr.is_empty(), "{words:?} explained nothing");
+    }
+}
+
+#[tokio::test]
+async fn nobody_at_the_monitors_address_is_exit_code_4() {
+    let ports = PortRange::take(1).unwrap();
+    let url = format!("http://127.0.0.1:{}", ports.first());
+    for words in [
+        &["status"][..],
+        &["topology"],
+        &["events"],
+        &["register", "a", "--as", "slave"],
+        &["switchover", "--yes"],
+        &["failover"],
+        &["role", "a"],
+    ] {
+        let ran = run(words.iter().copied().chain(["--monitor", &url]))
+            .await
+            .expect(4);
+        assert!(
+            ran.stderr.contains("no answer from the monitor"),
+            "{}",
+            ran.stderr
+        );
+    }
+    // A question is answered by no.
+    run(["role", "a", "--require", "master", "--monitor", &url])
+        .await
+        .expect(1);
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_used_is_refused_and_left_alone() {
+    let directory = TempDir::with_prefix("mistakes-").unwrap();
+    let thesis = directory.path().join("thesis.txt");
+    std::fs::write(&thesis, "words").unwrap();
+    let dir = directory.path().display().to_string();
+    for words in [&["up", "--dir", &dir][..], &["up", "--detach", "--dir", &dir]] {
+        run(words).await.expect(2).explains("is not empty");
+    }
+    assert_eq!(names(directory.path()), ["thesis.txt"]);
+    run(["down", "--dir", &dir]).await.expect(2);
+    run(["status", "--dir", &dir]).await.expect(2);
+    run(["doctor", "--dir", &dir]).await.expect(1);
+    assert_eq!(names(directory.path()), ["thesis.txt"]);
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named_with_what_to_do() {
+    let directory = TempDir::with_prefix("mistakes-").unwrap();
+    let ports = PortRange::take(PORTS).unwrap();
+    let listener = TcpListener::bind(("127.0.0.1", ports.first() + 11)).unwrap();
+    let (dir, base) = (directory.path().display().to_string(), ports.first().to_string());
+    let words = ["up", "--dir", &dir, "--port-base", &base];
+    let taken = listener.local_addr().unwrap().port().to_string();
+    let ran = run(words).await.expect(2).explains(&taken);
+    assert!(
+        ran.stderr.contains("--port-base") && ran.stderr.contains("mysql-server-1"),
+        "{}",
+        ran.stderr
+    );
+    // Nothing was decided: other ports may be chosen for the same directory.
+    assert!(!directory.path().join("mysql-service.json").exists());
+}
+
+#[tokio::test]
+async fn a_missing_server_binary_is_named_with_what_to_do() {
+    let directory = TempDir::with_prefix("mistakes-").unwrap();
+    let dir = directory.path().display().to_string();
+    let empty = TempDir::with_prefix("mistakes-").unwrap();
+    let ran = run_with(["up", "--flavor", "mysql", "--dir", &dir], |command| {
+        command
+            .env("MYSQL_SERVICE_MYSQL_DIR", empty.path())
+            .env("PATH", empty.path())
+            .env("HOME", empty.path());
+    })
+    .await;
+    // A machine with MySQL in a system's directory finds it there.
+    if ran.code != 0 {
+        ran.expect(2).explains("install-mysql");
+    }
+}
+
+#[tokio::test]
+async fn malformed_configuration_and_secrets_end_a_daemon_with_exit_code_2() {
+    let directory = TempDir::with_prefix("mistakes-").unwrap();
+    let ports = PortRange::take(2).unwrap();
+    let write = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let unknown = write("unknown.toml", "name = 'x'\nlissten = '127.0.0.1:1'\n");
+    run(["monitor", "--config", &unknown])
+        .await
+        .expect(2)
+        .explains("lissten");
+    let syntax = write("syntax.toml", "name = \n");
+    run(["monitor", "--config", &syntax])
+        .await
+        .expect(2)
+        .explains("line 1");
+
+    let secrets = write("secret.conf", "root_passwd=a\nrepl_passwd = b-secret-word\n");
+    let state = directory.path().join("state");
+    let listen = format!("listen=127.0.0.1:{}", ports.first());
+    let words = [
+        "monitor".to_owned(),
+        "--set".to_owned(),
+        format!("secret_file={secrets}"),
+        "--set".to_owned(),
+        format!("state_directory={}", state.display()),
+        "--set".to_owned(),
+        listen,
+    ];
+    let ran = run(words).await.expect(2).explains("line 2");
+    assert!(
+        !ran.stderr.contains("b-secret-word"),
+        "a secret is shown: {}",
+        ran.stderr
+    );
+}
+
+async fn a_monitor_takes_no_nonsense(flavor: Flavor) {
+    let cluster = TestCluster::start(flavor).await;
+    // A body of 10 MB, and what is no HTTP at all, are errors of who sends them.
+    let monitor = cluster.cluster.settings().monitor();
+    for (request, status) in [
+        (format!(
+            "POST /api/v1/switchover HTTP/1.1\r\nHost: m\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{}",
+            10_000_000,
+            " ".repeat(10_000_000)
+        ), "413"),
+        ("POST /api/v1/switchover HTTP/1.1\r\nHost: m\r\nContent-Length: 2\r\n\r\n{}".to_owned(), "415"),
+        ("POST /api/v1/switchover HTTP/1.1\r\nHost: m\r\nContent-Type: application/json\r\nContent-Length: 1\r\n\r\n{".to_owned(), "400"),
+        ("nonsense\r\n\r\n".to_owned(), "400"),
+        ("GET /api/v1/nothing HTTP/1.1\r\nHost: m\r\n\r\n".to_owned(), "404"),
+    ] {
+        let mut stream = tokio::net::TcpStream::connect((monitor.host(), monitor.port())).await.unwrap();
+        // The monitor may answer, and close, before it has read everything.
+        let _ = stream.write_all(request.as_bytes()).await;
+        let mut answer = vec![0; 1024];
+        let length = stream.read(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{status}: {answer}");
+    }
+    cluster.wait_until_ok().await;
+
+    // A wrong password of the service's users is named by `doctor`.
+    let wrong = cluster.cluster.layout().directory().join("wrong.conf");
+    std::fs::write(&wrong, "root_passwd=a\nrepl_passwd=b\ndba_passwd=c\n").unwrap();
+    let wrong = wrong.display().to_string();
+    let ran = cluster.run(&["doctor", "--secret-file", &wrong]).await.expect(1);
+    assert!(
+        ran.stdout.contains("FAIL") && ran.stdout.contains("dba"),
+        "{}",
+        ran.stdout
+    );
+    cluster.stop().await;
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}

@@ -1,0 +1,127 @@
+//! Planned switchovers under an application that writes.
+
+use std::time::{Duration, Instant};
+
+use api::client::Answer;
+use api::operation::{OperationState, SwitchoverRequest};
+use topology::{Flavor, Role};
+
+use crate::harness::TestCluster;
+use crate::ledger::Ledger;
+use crate::on_both_flavors;
+
+on_both_flavors! {
+    switchovers_lose_nothing;
+    a_monitor_that_is_killed_in_a_switchover_finishes_or_undoes_it;
+}
+
+/// The longest silence that an application may see around a planned switchover. Typical is a tenth of a second;
+/// the rest is for a machine that runs other tests.
+const STALL_LIMIT: Duration = Duration::from_secs(3);
+
+async fn switchovers_lose_nothing(flavor: Flavor) {
+    let cluster = TestCluster::start(flavor).await;
+    let ledger = Ledger::start(&cluster).await;
+
+    let before = cluster.document().await;
+    let plan = cluster.run(&["switchover", "--dry-run"]).await.expect(0);
+    assert!(plan.stdout.lines().count() > 5, "{}", plan.stdout);
+    assert!(plan.stdout.contains("point of no return"), "{}", plan.stdout);
+    let planned = cluster
+        .run(&["switchover", "--dry-run", "-o", "json"])
+        .await
+        .expect(0)
+        .json();
+    assert_eq!(planned["plan"]["purpose"]["to"], "mysql-server-2");
+    assert_eq!(
+        cluster.document().await.generation,
+        before.generation,
+        "a rehearsal changed something"
+    );
+
+    let ran = cluster.run(&["switchover", "--yes"]).await.expect(0);
+    assert!(
+        ran.stdout.contains("Cluster:"),
+        "the table is missing:\n{}",
+        ran.stdout
+    );
+    assert!(
+        ran.stderr.contains("done"),
+        "no steps were shown:\n{}",
+        ran.stderr
+    );
+    assert_eq!(cluster.only(Role::Master).await.as_str(), "mysql-server-2");
+    cluster.wait_until_ok().await;
+
+    // To a Slave by name: it exchanges its role with the Master.
+    cluster
+        .run(&["switchover", "--to", "mysql-server-3", "--yes"])
+        .await
+        .expect(0);
+    assert_eq!(cluster.only(Role::Master).await.as_str(), "mysql-server-3");
+    cluster.wait_until_ok().await;
+    for round in 0..3 {
+        cluster.run(&["switchover", "--yes"]).await.expect(0);
+        cluster.wait_until_ok().await;
+        eprintln!("round {round} done");
+    }
+
+    let record = ledger.stop().await;
+    eprintln!(
+        "{flavor}: {} writes, {} errors, longest stall {:?}",
+        record.acknowledged.len(),
+        record.errors.len(),
+        record.longest_stall()
+    );
+    // At most one error per connection and switchover: there is one connection.
+    assert!(record.errors.len() <= 5, "{:#?}", record.errors);
+    assert!(
+        record.longest_stall() < STALL_LIMIT,
+        "writes stood still for {:?}",
+        record.longest_stall()
+    );
+    cluster.wait_until_ok().await;
+    record.assert_kept(&cluster).await;
+    cluster.assert_same_everywhere(&["ledger"]).await;
+    cluster.stop().await;
+}
+
+async fn a_monitor_that_is_killed_in_a_switchover_finishes_or_undoes_it(flavor: Flavor) {
+    let mut cluster = TestCluster::start(flavor).await;
+    let ledger = Ledger::start(&cluster).await;
+    let mut outcomes = Vec::new();
+    // From the first step to the last: a switchover takes some tenths of a second.
+    for milliseconds in [0, 10, 25, 50, 100, 200] {
+        let master = cluster.only(Role::Master).await;
+        let answer = cluster
+            .cluster
+            .client()
+            .switchover(&SwitchoverRequest::default())
+            .await
+            .unwrap();
+        let Answer::Accepted(operation) = answer else {
+            panic!("only planned");
+        };
+        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+        cluster.cluster.restart("monitor").unwrap();
+        let ended = cluster
+            .cluster
+            .wait_for_operation(&operation, Instant::now() + Duration::from_secs(60))
+            .await
+            .unwrap();
+        cluster.wait_until_ok().await;
+        let moved = cluster.only(Role::Master).await != master;
+        match ended.state {
+            OperationState::Done => assert!(moved, "{ended:#?}"),
+            OperationState::Undone => assert!(!moved, "{ended:#?}"),
+            _ => panic!("neither finished nor undone: {ended:#?}"),
+        }
+        outcomes.push((milliseconds, ended.state));
+    }
+    eprintln!("{flavor}: {outcomes:?}");
+    let record = ledger.stop().await;
+    cluster.wait_until_ok().await;
+    record.assert_kept(&cluster).await;
+    cluster.assert_same_everywhere(&["ledger"]).await;
+    cluster.stop().await;
+}
