@@ -188,6 +188,8 @@ async fn rows_of(conn: &mut Conn, sql: &str) -> Result<Vec<Vec<Row>>, mysql_asyn
                 .collect(),
         );
         if result.is_empty() {
+            // The driver keeps an error of a later statement until it is asked again.
+            result.drop_result().await?;
             return Ok(answers);
         }
     }

@@ -31,7 +31,8 @@ pub enum Depth {
 }
 
 impl Server {
-    /// Looks at the server.
+    /// Looks at the server. On MariaDB the history's base is empty: a restored server's is known to its agent
+    /// alone.
     pub async fn observe(&mut self, depth: Depth) -> Result<Observation, Error> {
         let (flavor, version) = (self.flavor, self.version());
         let answers = self
@@ -77,7 +78,7 @@ impl Server {
         Ok(observation)
     }
 
-    /// What the server has. On MariaDB the base is empty: a restored server's is known to its agent alone.
+    /// What the server has, with an empty base as in [`observe`](Self::observe).
     pub async fn transactions(&mut self) -> Result<Transactions, Error> {
         let flavor = self.flavor;
         let text = self.query_value(TRANSACTIONS.of(flavor)).await?;

@@ -12,6 +12,7 @@ use mysql_client::{Binlog, Depth, Endpoint, Error, Event, ReadOnly, Server, Sess
 use rustix::process::Signal;
 use sandbox::server::BareServer;
 use support::{DEADLINE, connect_as_app, endpoint, eventually, replication, start};
+use topology::gtid::{GtidSet, MariadbHistory, Transactions};
 use topology::observation::{Observation, Receiver};
 use topology::{Address, Flavor};
 
@@ -77,6 +78,9 @@ async fn is_encrypted(server: &mut Server) -> bool {
     rows[0].value(1).is_some_and(|cipher| !cipher.is_empty())
 }
 
+/// What is said to a server stands in a file.
+const LOG: &str = "general_log=ON\ngeneral_log_file=general.log";
+
 /// Two servers, and everything that happens to them in the life of a cluster.
 struct Pair {
     one: BareServer,
@@ -87,9 +91,7 @@ struct Pair {
 }
 
 async fn both_servers(flavor: Flavor) {
-    let (one, two) = tokio::join!(start(flavor, "general_log_file=general.log"), start(flavor, ""));
-    let mut root = one.connect_as_root().await.unwrap();
-    root.execute("SET GLOBAL general_log = ON").await.unwrap();
+    let (one, two) = tokio::join!(start(flavor, LOG), start(flavor, LOG));
     let mut pair = Pair {
         dba_one: one.connect_as_dba().await.unwrap(),
         dba_two: two.connect_as_dba().await.unwrap(),
@@ -108,6 +110,7 @@ async fn both_servers(flavor: Flavor) {
     pair.promotion_and_the_former_source_as_replica().await;
     pair.events().await;
     pair.logins_that_fail().await;
+    pair.an_error_between_statements_ends_only_them().await;
     pair.a_frozen_server().await;
     pair.nothing_removed_was_said(flavor);
 }
@@ -132,7 +135,7 @@ impl Pair {
             .await
             .unwrap();
         assert_eq!(asked.as_ref(), Some(shown));
-        assert!(seen.variables["threads_connected"].parse::<u32>().unwrap() >= 3);
+        assert!(seen.variables["threads_connected"].parse::<u32>().unwrap() >= 2);
         // Users were made with the binlog off.
         let fresh = self.dba_two.transactions().await.unwrap();
         assert_eq!(fresh.to_string(), "");
@@ -527,6 +530,23 @@ impl Pair {
         );
     }
 
+    async fn an_error_between_statements_ends_only_them(&mut self) {
+        let refused = self
+            .dba_one
+            .query("SELECT 1; SELECT @@no_such_thing; SELECT 2")
+            .await;
+        assert_eq!(refused.unwrap_err().code(), Some(1193));
+        let three = self.dba_one.query_value("SELECT 3").await.unwrap();
+        assert_eq!(three.as_deref(), Some("3"));
+
+        let foreign = match self.dba_one.flavor() {
+            Flavor::Mariadb => Transactions::Mysql(GtidSet::default()),
+            Flavor::Mysql => Transactions::Mariadb(MariadbHistory::default()),
+        };
+        let refused = self.dba_one.wait_until_applied(&foreign, DEADLINE).await;
+        assert!(matches!(refused, Err(Error::Unexpected(_))), "{refused:?}");
+    }
+
     async fn a_frozen_server(&mut self) {
         let mut session = self.one.connect_as_dba().await.unwrap();
         let dba = self.one.secrets().dba().unwrap();
@@ -553,24 +573,27 @@ impl Pair {
         assert!(matches!(closed, Err(Error::Closed { .. })), "{closed:?}");
     }
 
-    /// The general log of the first server has every statement that this test said to it.
+    /// The servers' logs have every statement that this test said to them.
     fn nothing_removed_was_said(&self, flavor: Flavor) {
-        let log = std::fs::read_to_string(self.one.config().data_directory.join("general.log")).unwrap();
-        assert!(log.contains("SHOW GLOBAL STATUS"), "the log has what was said");
-        let said = log.to_lowercase();
-        let removed: Vec<&str> = said
-            .lines()
-            .filter(|line| line.contains("slave") || line.contains("master"))
-            // A replica of MySQL's own says both the old and the new names of its settings.
-            .filter(|line| !line.contains("set @"))
-            // The privilege has kept its name.
-            .filter(|line| !line.contains("grant process, replication slave on"))
-            .collect();
-        match flavor {
-            Flavor::Mariadb => assert!(!removed.is_empty(), "the search finds what is there"),
-            Flavor::Mysql => assert_eq!(removed, Vec::<&str>::new()),
+        for server in [&self.one, &self.two] {
+            let path = server.config().data_directory.join("general.log");
+            let log = std::fs::read_to_string(path).unwrap();
+            assert!(log.contains("SHOW GLOBAL STATUS"), "the log has what was said");
+            assert!(!log.contains(support::NASTY_PASSWORD));
+            let said = log.to_lowercase();
+            let removed: Vec<&str> = said
+                .lines()
+                .filter(|line| line.contains("slave") || line.contains("master"))
+                // A replica of MySQL's own says both the old and the new names of its settings.
+                .filter(|line| !line.contains("set @"))
+                // The privilege has kept its name.
+                .filter(|line| !line.contains("query\tgrant "))
+                .collect();
+            match flavor {
+                Flavor::Mariadb => assert!(!removed.is_empty(), "the search finds what is there"),
+                Flavor::Mysql => assert_eq!(removed, Vec::<&str>::new()),
+            }
         }
-        assert!(!log.contains(support::NASTY_PASSWORD));
     }
 
     async fn look_at_one(&mut self) -> Observation {
