@@ -100,6 +100,7 @@ pub struct Client {
     bases: Arc<[String]>,
     current: Arc<AtomicUsize>,
     token: Option<Arc<str>>,
+    actor: Option<Arc<str>>,
     deadline: Duration,
 }
 
@@ -149,6 +150,7 @@ impl Client {
             bases: bases.into(),
             current: Arc::default(),
             token: None,
+            actor: None,
             deadline,
         })
     }
@@ -157,6 +159,13 @@ impl Client {
     #[must_use]
     pub fn with_token(mut self, token: &str) -> Self {
         self.token = Some(token.into());
+        self
+    }
+
+    /// The same client, saying who asks.
+    #[must_use]
+    pub fn with_actor(mut self, actor: &str) -> Self {
+        self.actor = Some(actor.into());
         self
     }
 
@@ -305,6 +314,9 @@ impl Client {
             }
             if let Some(token) = &self.token {
                 request = request.bearer_auth(token);
+            }
+            if let Some(actor) = &self.actor {
+                request = request.header(crate::ACTOR_HEADER, actor.as_ref());
             }
             match shape(request).send().await {
                 Ok(response) => {

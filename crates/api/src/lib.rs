@@ -13,3 +13,6 @@ pub mod sse;
 
 /// The format of the documents that this version sends.
 pub const FORMAT: u32 = 1;
+
+/// The header in which a client says who asks; it stands in the operation and in the events.
+pub const ACTOR_HEADER: &str = "x-actor";

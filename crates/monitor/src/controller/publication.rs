@@ -1,0 +1,349 @@
+//! What is told to others: routes to our proxies, servers to the original's, a snapshot to everybody who asks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use api::FORMAT;
+use api::cluster::{AgentDocument, ClusterDocument, InstanceDocument};
+use api::routes::{Phase, Routes, Servers, SlaveRoute};
+use tokio::sync::watch;
+use topology::{
+    Address, Assessment, Backend, Cluster, Generation, InstanceId, InstanceView, OperationId, Role, Source,
+    Status, assess, routes,
+};
+
+use super::Controller;
+use crate::store::{State, Store, StoreError, Write};
+
+/// After so long a proxy that holds and heard nothing acts by itself: longer than all limits of a switchover's
+/// steps until the routes are out again.
+const HOLD_DEADLINE_MILLISECONDS: u64 = 10_000;
+
+/// The channels on which everybody reads.
+#[derive(Debug, Clone)]
+pub(crate) struct Published {
+    /// `None` until every instance was looked at once: until then nothing is said.
+    pub(crate) routes: watch::Sender<Option<Arc<Routes>>>,
+    pub(crate) servers: watch::Sender<Option<Arc<Servers>>>,
+    pub(crate) snapshot: watch::Sender<Arc<Snapshot>>,
+}
+
+impl Published {
+    /// Channels on which nothing was said yet.
+    pub(crate) fn new(snapshot: Snapshot) -> Self {
+        Self {
+            routes: watch::Sender::new(None),
+            servers: watch::Sender::new(None),
+            snapshot: watch::Sender::new(Arc::new(snapshot)),
+        }
+    }
+}
+
+/// Everything that a page, a command or a scraper may ask for, at one moment.
+#[derive(Debug, Clone)]
+pub(crate) struct Snapshot {
+    pub(crate) document: ClusterDocument,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) views: Arc<BTreeMap<InstanceId, InstanceView>>,
+    pub(crate) operation: Option<OperationId>,
+    /// Whether every instance was looked at once.
+    pub(crate) ready: bool,
+}
+
+impl Snapshot {
+    /// Before anything was looked at.
+    pub(crate) fn empty(cluster: &Cluster) -> Self {
+        Self {
+            document: ClusterDocument {
+                format: FORMAT,
+                name: cluster.name.clone(),
+                id: cluster.id.to_string(),
+                generation: cluster.generation,
+                flavor: None,
+                durability: cluster.durability,
+                health: "the monitor has just started".to_owned(),
+                problems: Vec::new(),
+                why_no_failover: Vec::new(),
+                ackers: cluster.ackers.iter().cloned().collect(),
+                operation: None,
+                instances: Vec::new(),
+            },
+            cluster: Arc::new(cluster.clone()),
+            views: Arc::default(),
+            operation: None,
+            ready: false,
+        }
+    }
+}
+
+/// What the proxies were last told in full.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Routing {
+    master: Option<Address>,
+    candidate: Option<Address>,
+    /// The master before the hold: the same one after it is an abort.
+    before_hold: Option<Address>,
+    /// A hold of an earlier run of the monitor has to be ended.
+    stale_hold: bool,
+    /// Whether anything was published in this run.
+    begun: bool,
+}
+
+impl Routing {
+    pub(super) fn after_restart(state: &State) -> Self {
+        Self {
+            stale_hold: state.published.phase == Phase::Hold,
+            ..Self::default()
+        }
+    }
+}
+
+impl<S: Store> Controller<S> {
+    /// Publishes whatever has changed.
+    pub(super) async fn refresh(&mut self) -> anyhow::Result<()> {
+        if !self.is_ready() {
+            self.publish_snapshot();
+            return Ok(());
+        }
+        if self.state.published.phase != Phase::Hold || !self.routing.begun {
+            self.follow_routes().await?;
+        }
+        if self.running.is_none() {
+            let assessment = assess(&self.situation());
+            let events = self.status_events(&assessment.instances);
+            if !events.is_empty() {
+                let write = Write {
+                    events,
+                    ..Write::default()
+                };
+                self.write(write).await?;
+            }
+        }
+        self.publish_snapshot();
+        Ok(())
+    }
+
+    fn is_ready(&self) -> bool {
+        self.routing.begun || self.views.values().all(|view| view.look.is_some())
+    }
+
+    /// Publishes the routes that follow from what is seen, with a higher generation when the master changes.
+    async fn follow_routes(&mut self) -> Result<(), StoreError> {
+        let now = routes(&self.situation());
+        let master = now.master.as_ref().map(|backend| backend.address.clone());
+        let running = self.running.is_some();
+        if !self.routing.begun {
+            if self.routing.stale_hold && running {
+                // The operation that is being taken up ends its own hold.
+                return Ok(());
+            }
+            let phase = if self.routing.stale_hold {
+                Phase::Abort
+            } else {
+                self.state.published.phase
+            };
+            return self.publish(phase, now, self.routing.stale_hold).await;
+        }
+        let moved = master != self.routing.master;
+        self.publish(self.state.published.phase, now, moved).await
+    }
+
+    pub(super) async fn publish_hold(&mut self, candidate: Address) -> Result<Generation, StoreError> {
+        let now = routes(&self.situation());
+        self.routing.before_hold = now.master.as_ref().map(|backend| backend.address.clone());
+        self.routing.candidate = Some(candidate);
+        self.publish(Phase::Hold, now, true).await?;
+        Ok(self.state.published.generation)
+    }
+
+    /// Ends a hold, or says that the roles have changed.
+    pub(super) async fn publish_open(&mut self) -> Result<(), StoreError> {
+        let now = routes(&self.situation());
+        let master = now.master.as_ref().map(|backend| &backend.address);
+        let same = self.state.published.phase == Phase::Hold && master == self.routing.before_hold.as_ref();
+        self.routing.candidate = None;
+        self.publish(if same { Phase::Abort } else { Phase::Open }, now, true)
+            .await
+    }
+
+    /// Sends routes out, after the generation under which they go is stored.
+    async fn publish(&mut self, phase: Phase, now: topology::Routes, raise: bool) -> Result<(), StoreError> {
+        if raise || self.state.published.generation == Generation::ZERO {
+            let mut next = self.state.clone();
+            next.cluster.generation = next.cluster.generation.next();
+            next.published.generation = next.cluster.generation;
+            next.published.phase = phase;
+            let mut write = Write::durable();
+            write.state = Some((self.version, next));
+            self.write(write).await?;
+        }
+        self.routing.begun = true;
+        self.routing.stale_hold = false;
+        self.routing.master = now.master.as_ref().map(|backend| backend.address.clone());
+        let document = Arc::new(Routes {
+            format: FORMAT,
+            generation: self.state.published.generation,
+            phase,
+            master: self.routing.master.clone(),
+            candidate: self.routing.candidate.clone().filter(|_| phase == Phase::Hold),
+            slaves: now.slaves.iter().map(slave_route).collect(),
+            deadline_ms: (phase == Phase::Hold).then_some(HOLD_DEADLINE_MILLISECONDS),
+        });
+        send_if_new(&self.published.routes, document);
+        let servers = Arc::new(Servers {
+            master: self.routing.master.iter().cloned().collect(),
+            slave: now
+                .listed_slaves
+                .iter()
+                .map(|backend| backend.address.clone())
+                .collect(),
+        });
+        send_if_new(&self.published.servers, servers);
+        Ok(())
+    }
+
+    /// Sends out what a page, a command or a scraper may ask for.
+    pub(super) fn publish_snapshot(&self) {
+        let situation = self.situation();
+        let assessment = assess(&situation);
+        let operation = self.running.as_ref().map(|running| running.document.id.clone());
+        let snapshot = Snapshot {
+            document: self.document(&assessment, operation.as_ref()),
+            cluster: Arc::new(self.state.cluster.clone()),
+            views: Arc::new(self.views.clone()),
+            operation,
+            ready: self.is_ready(),
+        };
+        self.published.snapshot.send_replace(Arc::new(snapshot));
+    }
+
+    fn document(&self, assessment: &Assessment, operation: Option<&OperationId>) -> ClusterDocument {
+        let cluster = &self.state.cluster;
+        let flavor_of = |view: &InstanceView| view.last_seen.as_ref().map(|(_, seen)| seen.flavor);
+        let flavor = cluster
+            .master()
+            .and_then(|master| self.views.get(master))
+            .and_then(flavor_of)
+            .or_else(|| self.views.values().find_map(flavor_of));
+        ClusterDocument {
+            format: FORMAT,
+            name: cluster.name.clone(),
+            id: cluster.id.to_string(),
+            generation: cluster.generation,
+            flavor,
+            durability: cluster.durability,
+            health: assessment.health.clone(),
+            problems: assessment.problems.clone(),
+            why_no_failover: assessment.why_no_failover.clone(),
+            ackers: cluster.ackers.iter().cloned().collect(),
+            operation: operation.map(ToString::to_string),
+            instances: self
+                .views
+                .values()
+                .map(|view| self.instance_document(view, assessment))
+                .collect(),
+        }
+    }
+
+    fn instance_document(&self, view: &InstanceView, assessment: &Assessment) -> InstanceDocument {
+        let situation = self.situation();
+        let seen = view.observation();
+        let (status, reason) = assessment
+            .instances
+            .get(&view.id)
+            .cloned()
+            .unwrap_or_else(|| (Status::Error, "it was not judged yet".to_owned()));
+        let following = match situation.source(&view.id) {
+            Source::Nobody => None,
+            Source::Instance(source) => Some(source.to_string()),
+            Source::Stranger(address) => Some(address.to_string()),
+        };
+        let role = self.state.cluster.role_of(&view.id);
+        InstanceDocument {
+            id: view.id.clone(),
+            address: view.address.clone(),
+            role,
+            status,
+            reason,
+            version: view.last_seen.as_ref().map(|(_, seen)| seen.version),
+            read_only: seen.map(|seen| seen.read_only),
+            gtid: seen.map(|seen| seen.transactions.to_string()),
+            following,
+            lag_seconds: seen.and_then(|seen| match (&seen.replication, role) {
+                (Some(replication), Role::Standby | Role::Slave | Role::Unregistered) => {
+                    replication.lag_seconds
+                }
+                _ => None,
+            }),
+            server_pid: self
+                .reports
+                .get(&view.id)
+                .and_then(|heard| heard.report.server_pid),
+            acker: self.state.cluster.ackers.contains(&view.id),
+            server_id: view.last_seen.as_ref().map(|(_, seen)| seen.server_id),
+            incarnation: self
+                .reports
+                .get(&view.id)
+                .and_then(|heard| heard.report.incarnation.clone()),
+            agent: self.agent_document(view),
+        }
+    }
+
+    fn agent_document(&self, view: &InstanceView) -> AgentDocument {
+        let url = self
+            .surroundings
+            .instances
+            .get(&view.id)
+            .map(|entry| entry.agent.clone())
+            .unwrap_or_default();
+        match self.reports.get(&view.id) {
+            None => AgentDocument {
+                url,
+                state: "not heard yet".to_owned(),
+                heard_seconds_ago: None,
+            },
+            Some(heard) => AgentDocument {
+                url,
+                state: agent_state(&heard.report),
+                heard_seconds_ago: Some(self.now().since(heard.at).as_secs()),
+            },
+        }
+    }
+}
+
+fn agent_state(report: &api::agent::InstanceReport) -> String {
+    use topology::observation::ServerState;
+    let word = match report.state {
+        ServerState::Initialising => "initialising",
+        ServerState::Restoring => "restoring",
+        ServerState::Starting => "starting",
+        ServerState::Running => "running",
+        ServerState::Stopping => "stopping",
+        ServerState::Crashed => "crashed",
+        ServerState::Stopped => "stopped",
+    };
+    if report.detail.is_empty() {
+        word.to_owned()
+    } else {
+        format!("{word}: {}", report.detail)
+    }
+}
+
+/// Every slave has the same share; which of two gets a connection is decided by their open connections and lag.
+fn slave_route(backend: &Backend) -> SlaveRoute {
+    SlaveRoute {
+        address: backend.address.clone(),
+        lag_seconds: backend.lag_seconds,
+        weight: 100,
+    }
+}
+
+fn send_if_new<T: PartialEq>(channel: &watch::Sender<Option<Arc<T>>>, value: Arc<T>) {
+    channel.send_if_modified(|current| {
+        let new = current.as_ref() != Some(&value);
+        if new {
+            *current = Some(value);
+        }
+        new
+    });
+}

@@ -1,0 +1,271 @@
+//! What agents say, and how far each instance's data was seen to be.
+
+use std::collections::BTreeMap;
+
+use api::FORMAT;
+use api::agent::{HeartbeatReply, InstanceReport, MasterAnnouncement};
+use tokio::sync::oneshot;
+use topology::gtid::Lacks;
+use topology::observation::{AgentReport, ServerState};
+use topology::{InstanceId, Moment, Refusal, Status};
+
+use super::{Controller, MONITOR, Permission};
+use crate::clock;
+use crate::executor::Failure;
+use crate::store::{Mark, NewEvent, Store, Write};
+
+/// The newest report of an agent.
+#[derive(Debug, Clone)]
+pub(crate) struct Heard {
+    pub(crate) at: Moment,
+    pub(crate) report: InstanceReport,
+}
+
+impl<S: Store> Controller<S> {
+    pub(super) async fn on_reported(
+        &mut self,
+        id: &InstanceId,
+        report: InstanceReport,
+        reply: Option<oneshot::Sender<Result<HeartbeatReply, Refusal>>>,
+    ) -> anyhow::Result<()> {
+        let answer = match self.check_report(id, &report) {
+            Ok(()) => {
+                self.take_report(id, report).await?;
+                Ok(self.heartbeat_reply(id))
+            }
+            Err(refusal) => Err(refusal),
+        };
+        if let Some(reply) = reply {
+            // The agent may have given up waiting.
+            let _ = reply.send(answer);
+        }
+        Ok(())
+    }
+
+    fn check_report(&self, id: &InstanceId, report: &InstanceReport) -> Result<(), Refusal> {
+        let Some(view) = self.views.get(id) else {
+            return Err(Refusal::because(
+                "unknown_instance",
+                format!("there is no instance {id} in this monitor's configuration: add it there"),
+            ));
+        };
+        if report.format > FORMAT {
+            return Err(Refusal::because(
+                "newer_format",
+                format!(
+                    "the agent of {id} sends format {}, this monitor reads up to {FORMAT}: update the monitor",
+                    report.format
+                ),
+            ));
+        }
+        if report.id != *id || report.address != view.address {
+            return Err(Refusal::because(
+                "wrong_instance",
+                format!(
+                    "the agent says it is {} at {}, and {id} is at {}: correct the configuration of one of them",
+                    report.id, report.address, view.address
+                ),
+            ));
+        }
+        match &report.cluster {
+            Some(cluster) if *cluster != self.state.cluster.id => Err(Refusal::because(
+                "wrong_cluster",
+                format!(
+                    "the data of {id} belongs to the cluster {cluster}, and this monitor's is {}: give the \
+                     instance another data directory, or point its agent at its own monitor",
+                    self.state.cluster.id
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    async fn take_report(&mut self, id: &InstanceId, report: InstanceReport) -> anyhow::Result<()> {
+        let before = self.reports.get(id).map(|heard| heard.report.clone());
+        let at = self.now();
+        if let (Some(view), Some(incarnation)) = (self.views.get_mut(id), &report.incarnation) {
+            view.agent = Some(AgentReport {
+                at,
+                incarnation: incarnation.clone(),
+                state: report.state,
+                detail: report.detail.clone(),
+                server_pid: report.server_pid,
+                disk_free_bytes: report.disk_free_bytes,
+                disk_total_bytes: report.disk_total_bytes,
+                clock_ahead_milliseconds: clock_ahead(report.wall_clock_unix_milliseconds),
+            });
+        }
+        let event = self.event_of_report(id, before.as_ref(), &report);
+        self.reports.insert(id.clone(), Heard { at, report });
+        if let Some(event) = event {
+            tracing::warn!(instance = %id, message = event.message, "an agent reports");
+            let mut write = Write::durable();
+            write.events.push(event);
+            self.write(write).await?;
+        }
+        Ok(())
+    }
+
+    fn event_of_report(
+        &self,
+        id: &InstanceId,
+        before: Option<&InstanceReport>,
+        report: &InstanceReport,
+    ) -> Option<NewEvent> {
+        let actor = format!("agent {id}");
+        let detail = if report.detail.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", report.detail)
+        };
+        let event = |kind, message: String| Some(self.event(kind, Some(id), &actor, message));
+        if report.state == ServerState::Crashed
+            && before.is_none_or(|before| before.state != ServerState::Crashed)
+        {
+            return event(
+                "instance_crashed",
+                format!("the server of {id} ended by itself{detail}"),
+            );
+        }
+        let before = before?;
+        if before.incarnation.is_some()
+            && report.incarnation.is_some()
+            && before.incarnation != report.incarnation
+        {
+            return event(
+                "new_incarnation",
+                format!("{id} has another data directory than before"),
+            );
+        }
+        let restarted = before.state == ServerState::Running
+            && report.state == ServerState::Running
+            && before.server_pid.is_some()
+            && report.server_pid.is_some()
+            && before.server_pid != report.server_pid;
+        if restarted {
+            return event(
+                "instance_restarted",
+                format!("the server of {id} was started again{detail}"),
+            );
+        }
+        None
+    }
+
+    fn heartbeat_reply(&self, id: &InstanceId) -> HeartbeatReply {
+        let cluster = &self.state.cluster;
+        let master = cluster.master().and_then(|master| {
+            Some(MasterAnnouncement {
+                id: master.clone(),
+                incarnation: cluster.members.get(master)?.incarnation.clone(),
+                address: self.views.get(master)?.address.clone(),
+            })
+        });
+        HeartbeatReply {
+            format: FORMAT,
+            cluster: cluster.id.clone(),
+            generation: cluster.generation,
+            master,
+            registered_incarnation: cluster.members.get(id).map(|member| member.incarnation.clone()),
+        }
+    }
+
+    /// Remembers what a registered instance is seen to have. What a commit still waits for is not counted:
+    /// nobody was told that it is there.
+    pub(super) fn note_mark(&mut self, id: &InstanceId) {
+        let (Some(view), Some(member)) = (self.views.get(id), self.state.cluster.members.get(id)) else {
+            return;
+        };
+        let Some(seen) = view.observation() else {
+            return;
+        };
+        let same_data = view
+            .agent
+            .as_ref()
+            .is_some_and(|report| report.incarnation == member.incarnation)
+            && seen.server_id == member.server_id;
+        if !same_data || seen.semi_sync.waiting_sessions > 0 {
+            return;
+        }
+        let advances = self.marks.get(id).is_none_or(|mark| {
+            mark.incarnation != member.incarnation
+                || (mark.transactions != seen.transactions
+                    && seen.transactions.lacks(&mark.transactions) == Lacks::Nothing)
+        });
+        if advances {
+            let mark = Mark {
+                incarnation: member.incarnation.clone(),
+                transactions: seen.transactions.clone(),
+            };
+            self.marks.insert(id.clone(), mark.clone());
+            self.unsaved_marks.insert(id.clone(), mark);
+        }
+    }
+
+    pub(super) async fn save_marks(&mut self) -> anyhow::Result<()> {
+        if self.unsaved_marks.is_empty() {
+            return Ok(());
+        }
+        let write = Write {
+            marks: std::mem::take(&mut self.unsaved_marks).into_iter().collect(),
+            ..Write::default()
+        };
+        self.write(write).await?;
+        Ok(())
+    }
+
+    /// Whether an instance may be made writable, as far as the state and its agent know.
+    pub(super) fn permit(&self, at: &InstanceId) -> Result<Permission, Failure> {
+        let cluster = &self.state.cluster;
+        let Some(member) = cluster.members.get(at).filter(|_| cluster.master() == Some(at)) else {
+            return Err(Failure::new(format!(
+                "{at} is not the recorded Master: it is not made writable"
+            )));
+        };
+        let Some(heard) = self.reports.get(at) else {
+            return Err(Failure::new(format!(
+                "the agent of {at} was not heard since the monitor started, so its data directory is not known"
+            )));
+        };
+        if heard.report.incarnation.as_ref() != Some(&member.incarnation) {
+            return Err(Failure::new(format!(
+                "{at} has another data directory than the registered one: it is not made writable"
+            )));
+        }
+        let mark = self
+            .marks
+            .get(at)
+            .filter(|mark| mark.incarnation == member.incarnation)
+            .map(|mark| mark.transactions.clone());
+        Ok(Permission {
+            server_id: member.server_id,
+            mark,
+        })
+    }
+
+    /// Events for statuses that have changed since they were last compared.
+    pub(super) fn status_events(&mut self, now: &BTreeMap<InstanceId, (Status, String)>) -> Vec<NewEvent> {
+        let mut events = Vec::new();
+        for (id, (status, reason)) in now {
+            let Some((before, _)) = self.statuses.get(id) else {
+                continue;
+            };
+            if before != status {
+                let why = if reason.is_empty() {
+                    String::new()
+                } else {
+                    format!(": {reason}")
+                };
+                let message = format!("{id} was {before} and is {status}{why}");
+                events.push(self.event("status", Some(id), MONITOR, message));
+            }
+        }
+        self.statuses.clone_from(now);
+        events
+    }
+}
+
+fn clock_ahead(agent_unix_milliseconds: u64) -> i64 {
+    i64::try_from(agent_unix_milliseconds)
+        .unwrap_or(i64::MAX)
+        .saturating_sub(clock::wall_unix_milliseconds())
+}

@@ -1,0 +1,194 @@
+//! What people want: looked into, planned, refused, or begun as an operation.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::client::Client;
+use api::operation::Planned;
+use futures_util::future::join_all;
+use mysql_client::Depth;
+use topology::{InstanceId, Plan, Refusal, operations, switchover};
+
+use super::{Controller, Denial, Event, Granted, MONITOR, What, Wish};
+use crate::store::{Repeatable, Store};
+use crate::watcher::WatcherHandle;
+
+/// How long an agent may take to report for a wish. One that does not is known by its last heartbeat.
+const REPORT_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How many wishes may wait for the monitor's own operation to end.
+const WAITING_LIMIT: usize = 16;
+
+impl<S: Store> Controller<S> {
+    /// Looks at every instance before the wish is decided on: what a person sees and what is decided on must be
+    /// the same.
+    pub(super) async fn on_wished(&mut self, wish: Box<Wish>) {
+        if self.stopping {
+            return deny(*wish, Denial::Stopping);
+        }
+        let Some(wish) = self.answer_repetition(wish).await else {
+            return;
+        };
+        if let Some(wish) = self.make_room(wish) {
+            self.gather(wish);
+        }
+    }
+
+    /// Hands the wish back unless it was answered: as a repetition of an earlier one.
+    async fn answer_repetition(&self, wish: Box<Wish>) -> Option<Box<Wish>> {
+        let Some((key, request)) = &wish.key else {
+            return Some(wish);
+        };
+        match self.store.repeatable(key).await {
+            Ok(None) => return Some(wish),
+            Ok(Some(earlier)) if earlier.request == *request => {
+                let operation = earlier.operation;
+                // The person may have gone.
+                let _ = wish.reply.send(Ok(Granted::Accepted(operation)));
+            }
+            Ok(Some(_)) => deny(*wish, Denial::KeyUsedOtherwise),
+            Err(error) => deny(*wish, Denial::Store(error)),
+        }
+        None
+    }
+
+    /// Hands the wish back if nothing is in its way. A person's operation is: the wish is denied. The monitor's
+    /// own is soon done: the wish waits.
+    fn make_room(&mut self, wish: Box<Wish>) -> Option<Box<Wish>> {
+        let running = self.running.as_ref();
+        match running.filter(|_| !wish.dry_run) {
+            None => return Some(wish),
+            Some(running) if running.document.actor == MONITOR && self.waiting.len() < WAITING_LIMIT => {
+                self.waiting.push_back(wish);
+            }
+            Some(running) => deny(
+                *wish,
+                Denial::Busy {
+                    operation: running.document.id.clone(),
+                    title: running.document.title.clone(),
+                },
+            ),
+        }
+        None
+    }
+
+    /// Looks at the replicas, then at the master, and comes back with [`Event::Gathered`]. In this order what a
+    /// replica has can be compared with what the master has, which only grows.
+    fn gather(&mut self, wish: Box<Wish>) {
+        self.healing.wishes_begun += 1;
+        let master = self.state.cluster.master().cloned();
+        let (last, first): (Vec<WatcherHandle>, Vec<WatcherHandle>) = self
+            .watchers
+            .iter()
+            .cloned()
+            .partition(|watcher| Some(&watcher.id) == master.as_ref());
+        let agents = Arc::clone(&self.surroundings.agents);
+        let events = self.surroundings.controller.events();
+        tokio::spawn(async move {
+            let reports = join_all(agents.iter().map(|(id, agent)| report(id, agent)));
+            let looks = async {
+                join_all(first.iter().map(|watcher| watcher.look(Depth::Thorough))).await;
+                join_all(last.iter().map(|watcher| watcher.look(Depth::Thorough))).await;
+            };
+            let (reports, ()) = futures_util::join!(reports, looks);
+            for event in reports.into_iter().flatten() {
+                if events.send(event).await.is_err() {
+                    return;
+                }
+            }
+            // An error means that the monitor ends; whoever wished sees the connection close.
+            let _ = events.send(Event::Gathered(wish)).await;
+        });
+    }
+
+    pub(super) async fn on_gathered(&mut self, wish: Box<Wish>) -> anyhow::Result<()> {
+        self.healing.wishes_begun = self.healing.wishes_begun.saturating_sub(1);
+        if self.stopping {
+            deny(*wish, Denial::Stopping);
+            return Ok(());
+        }
+        let Some(wish) = self.make_room(wish) else {
+            return Ok(());
+        };
+        let plan = match self.plan(&wish.what) {
+            Ok(plan) => plan,
+            Err(refusal) => {
+                deny(*wish, Denial::Refused(refusal));
+                return Ok(());
+            }
+        };
+        if wish.dry_run {
+            let planned = Planned {
+                steps: plan.sentences(),
+                plan,
+            };
+            // The person may have gone.
+            let _ = wish.reply.send(Ok(Granted::Planned(Box::new(planned))));
+            return Ok(());
+        }
+        // Two wishes with one key may have been looked into side by side.
+        let Some(wish) = self.answer_repetition(wish).await else {
+            return Ok(());
+        };
+        self.begin_wished(*wish, plan).await
+    }
+
+    async fn begin_wished(&mut self, wish: Wish, plan: Plan) -> anyhow::Result<()> {
+        let operation = self.next_operation_id();
+        let repeatable = wish.key.map(|(key, request)| Repeatable {
+            key,
+            request,
+            operation: operation.clone(),
+        });
+        let answer = match self.start_operation(plan, &wish.actor, repeatable).await {
+            Ok(id) => Ok(Granted::Accepted(id)),
+            Err(error) => Err(Denial::Store(error)),
+        };
+        // The person may have gone; the operation goes on.
+        let _ = wish.reply.send(answer);
+        Ok(())
+    }
+
+    fn plan(&self, what: &What) -> Result<Plan, Refusal> {
+        let situation = self.situation();
+        match what {
+            What::Register(id, role) => operations::register(&situation, id, *role),
+            What::Unregister(id) => operations::unregister(&situation, id),
+            What::Activate(id) => operations::activate(&situation, id),
+            What::Detach(id) => operations::detach(&situation, id),
+            What::Pause(id) => operations::pause(&situation, id),
+            What::Resume(id) => operations::resume(&situation, id),
+            What::Switchover(to) => switchover::switchover(&situation, to.as_ref()),
+            What::Stop => operations::quiesce(&situation),
+        }
+    }
+
+    /// Takes up the wishes that waited for an operation to end.
+    pub(super) fn take_up_waiting(&mut self) {
+        for wish in std::mem::take(&mut self.waiting) {
+            self.gather(wish);
+        }
+    }
+
+    pub(super) fn deny_waiting(&mut self, denial: impl Fn() -> Denial) {
+        for wish in std::mem::take(&mut self.waiting) {
+            deny(*wish, denial());
+        }
+    }
+}
+
+async fn report(id: &InstanceId, agent: &Client) -> Option<Event> {
+    let report = tokio::time::timeout(REPORT_DEADLINE, agent.get("/api/v1/instance")).await;
+    // An agent that does not answer is known by its last heartbeat, whose age is judged.
+    let report = report.ok()?.ok()?;
+    Some(Event::Reported {
+        id: id.clone(),
+        report: Box::new(report),
+        reply: None,
+    })
+}
+
+fn deny(wish: Wish, denial: Denial) {
+    // The person may have gone.
+    let _ = wish.reply.send(Err(denial));
+}

@@ -1,0 +1,419 @@
+//! Steps about who follows whom. A receiver is stopped before its applier, and a replica is re-pointed or made to
+//! forget its source only after everything that it received is applied.
+
+use std::time::Duration;
+
+use mysql_client::Server;
+use tokio::time::Instant;
+use topology::gtid::{Lacks, Received, Transactions};
+use topology::observation::{Receiver, Replication};
+use topology::{AccountNumber, Address, Flavor, InstanceId, Observation};
+
+use super::Failure;
+use super::world::{RealWorld, failure, look};
+
+/// For an applier to finish what was received. A target of a switchover has next to nothing left to do; another
+/// replica may be some seconds behind, and then the step is repeated.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+
+impl RealWorld {
+    pub(crate) async fn wait_until_applied(
+        &mut self,
+        at: &InstanceId,
+        of: &InstanceId,
+        limit: Duration,
+    ) -> Result<String, Failure> {
+        let wanted = self.transactions(of).await?;
+        let mut server = self.server(at).await?;
+        let began = Instant::now();
+        let result = async {
+            let applied = server
+                .wait_until_applied(&wanted, limit)
+                .await
+                .map_err(|error| failure(at, &error))?;
+            if !applied {
+                return Err(Failure::new(format!(
+                    "{at} did not apply everything that {of} has within {} ms",
+                    limit.as_millis()
+                )));
+            }
+            server.transactions().await.map_err(|error| failure(at, &error))
+        }
+        .await;
+        self.keep(at, server, &result);
+        let has = result?;
+        match has.lacks(&wanted) {
+            Lacks::Nothing => {}
+            Lacks::These(missing) => {
+                return Err(Failure::new(format!(
+                    "{at} says it is done and lacks {missing} of {of}"
+                )));
+            }
+            Lacks::Unknown(why) => {
+                return Err(Failure::new(format!(
+                    "whether {at} has everything of {of} is not known: {why}"
+                )));
+            }
+        }
+        match wanted.lacks(&has) {
+            Lacks::Nothing => Ok(format!("after {} ms", began.elapsed().as_millis())),
+            Lacks::These(errant) => Err(Failure::new(format!(
+                "{at} has transactions that {of} lacks: {errant}"
+            ))),
+            Lacks::Unknown(why) => Err(Failure::new(format!(
+                "whether {at} has more than {of} is not known: {why}"
+            ))),
+        }
+    }
+
+    async fn transactions(&mut self, of: &InstanceId) -> Result<Transactions, Failure> {
+        let mut server = self.server(of).await?;
+        let result = server.transactions().await.map_err(|error| failure(of, &error));
+        self.keep(of, server, &result);
+        result
+    }
+
+    pub(crate) async fn wait_until_acknowledged(
+        &mut self,
+        of: &InstanceId,
+        limit: Duration,
+    ) -> Result<String, Failure> {
+        let wanted = self.transactions(of).await?;
+        let ackers = self.cluster().ackers.clone();
+        if ackers.is_empty() {
+            return Ok("there is nobody who acknowledges".to_owned());
+        }
+        let began = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let mut missing = Vec::new();
+            for acker in &ackers {
+                match self.has_received(acker, &wanted).await {
+                    Ok(None) => return Ok(format!("{acker} has everything")),
+                    Ok(Some(why)) => missing.push(why),
+                    Err(failure) => missing.push(failure.message),
+                }
+            }
+            if began.elapsed() >= limit {
+                return Err(Failure::new(format!(
+                    "no acker has everything that {of} has after {} ms: {}",
+                    limit.as_millis(),
+                    missing.join("; ")
+                )));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// `None` when it has received (or executed) all of it, else what it lacks.
+    async fn has_received(
+        &mut self,
+        acker: &InstanceId,
+        wanted: &Transactions,
+    ) -> Result<Option<String>, Failure> {
+        let mut server = self.server(acker).await?;
+        let seen = look(acker, &mut server).await;
+        self.keep(acker, server, &seen);
+        let seen = seen?;
+        let lacks = match &seen.replication {
+            Some(Replication { received, .. }) => covers(received, &seen.transactions, wanted),
+            None => seen.transactions.lacks(wanted),
+        };
+        Ok(match lacks {
+            Lacks::Nothing => None,
+            Lacks::These(missing) => Some(format!("{acker} lacks {missing}")),
+            Lacks::Unknown(why) => Some(format!("what {acker} received is not known: {why}")),
+        })
+    }
+
+    pub(crate) async fn forget_source(&mut self, at: &InstanceId) -> Result<String, Failure> {
+        let mut server = self.server(at).await?;
+        let result = forget_source(at, &mut server).await;
+        self.keep(at, server, &result);
+        result
+    }
+
+    pub(crate) async fn follow(
+        &mut self,
+        at: &InstanceId,
+        source: &InstanceId,
+        account: AccountNumber,
+        acknowledge: bool,
+    ) -> Result<String, Failure> {
+        let address = self.address(source)?;
+        let login = self
+            .surroundings
+            .secrets
+            .replication(account)
+            .map_err(|error| Failure::new(error.to_string()))?;
+        let mut server = self.server(at).await?;
+        let result = async {
+            let seen = look(at, &mut server).await?;
+            let wrap = |error: mysql_client::Error| failure(at, &error);
+            match manner(&seen, &address, &login.user, acknowledge) {
+                Manner::AsItShould => return Ok("it did so already".to_owned()),
+                Manner::ReceiverAlone => {
+                    server.stop_receiver().await.map_err(wrap)?;
+                    server.set_semi_sync_replica(acknowledge).await.map_err(wrap)?;
+                    server.start_receiver().await.map_err(wrap)?;
+                }
+                Manner::BothThreads => {
+                    server.set_semi_sync_replica(acknowledge).await.map_err(wrap)?;
+                    server.start_replication().await.map_err(wrap)?;
+                }
+                Manner::Repoint => {
+                    finish_received(at, &mut server, &seen).await?;
+                    server.set_semi_sync_replica(acknowledge).await.map_err(wrap)?;
+                    server.point_at(&address, &login).await.map_err(wrap)?;
+                    server.start_replication().await.map_err(wrap)?;
+                }
+            }
+            Ok(String::new())
+        }
+        .await;
+        self.keep(at, server, &result);
+        result
+    }
+
+    pub(crate) async fn wait_until_following(
+        &mut self,
+        at: &InstanceId,
+        source: &InstanceId,
+        limit: Duration,
+    ) -> Result<String, Failure> {
+        let expected = self.cluster().members.get(source).map(|member| member.server_id);
+        let address = self.address(source)?;
+        let mut server = self.server(at).await?;
+        let began = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        let result = loop {
+            let seen = match self.look_and_tell(at, &mut server).await {
+                Ok(seen) => seen,
+                Err(failure) => break Err(failure),
+            };
+            let problem = match &seen.replication {
+                None => break Err(Failure::new(format!("{at} follows nobody"))),
+                Some(replication) => match following_problem(replication, &address, expected) {
+                    None => break Ok(format!("after {} ms", began.elapsed().as_millis())),
+                    Some(problem) if replication.receiver == Receiver::Stopped => {
+                        break Err(Failure::new(format!("{at} does not follow {source}: {problem}")));
+                    }
+                    Some(problem) => problem,
+                },
+            };
+            if began.elapsed() >= limit {
+                break Err(Failure::new(format!(
+                    "{at} does not stream from {source} after {} ms: {problem}",
+                    limit.as_millis()
+                )));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        };
+        self.keep(at, server, &result);
+        result
+    }
+
+    pub(crate) async fn set_acknowledging(&mut self, at: &InstanceId, on: bool) -> Result<String, Failure> {
+        let mut server = self.server(at).await?;
+        let result = set_acknowledging(at, &mut server, on).await;
+        self.keep(at, server, &result);
+        result
+    }
+
+    pub(crate) async fn stop_applying(&mut self, at: &InstanceId) -> Result<String, Failure> {
+        let mut server = self.server(at).await?;
+        let result = async {
+            match look(at, &mut server).await?.replication {
+                None => Err(Failure::new(format!("{at} follows nobody"))),
+                Some(replication) if !replication.applier_running => {
+                    Ok("it did not apply already".to_owned())
+                }
+                Some(_) => server
+                    .stop_applier()
+                    .await
+                    .map(|()| String::new())
+                    .map_err(|error| failure(at, &error)),
+            }
+        }
+        .await;
+        self.keep(at, server, &result);
+        result
+    }
+
+    pub(crate) async fn start_applying(&mut self, at: &InstanceId) -> Result<String, Failure> {
+        let mut server = self.server(at).await?;
+        let result = async {
+            let seen = look(at, &mut server).await?;
+            let started = match seen.replication {
+                None => return Err(Failure::new(format!("{at} follows nobody"))),
+                Some(replication) if replication.applier_running => {
+                    return Ok("it did apply already".to_owned());
+                }
+                // MariaDB drops its relay logs at this start; its source still has what was in them.
+                Some(replication)
+                    if replication.receiver == Receiver::Stopped && seen.flavor == Flavor::Mariadb =>
+                {
+                    server.start_replication().await
+                }
+                Some(_) => server.start_applier().await,
+            };
+            started
+                .map(|()| String::new())
+                .map_err(|error| failure(at, &error))
+        }
+        .await;
+        self.keep(at, server, &result);
+        result
+    }
+}
+
+fn covers(received: &Received, executed: &Transactions, wanted: &Transactions) -> Lacks {
+    match executed.lacks(wanted) {
+        Lacks::Nothing => Lacks::Nothing,
+        _ => received.covers(executed, wanted),
+    }
+}
+
+async fn forget_source(at: &InstanceId, server: &mut Server) -> Result<String, Failure> {
+    let seen = look(at, server).await?;
+    if seen.replication.is_none() {
+        return Ok("it followed nobody already".to_owned());
+    }
+    finish_received(at, server, &seen).await?;
+    let wrap = |error: mysql_client::Error| failure(at, &error);
+    server.forget_source().await.map_err(wrap)?;
+    // Without a source it acknowledges nothing; the switch is turned off so that the next start does not either.
+    if seen.semi_sync.replica_enabled {
+        server.set_semi_sync_replica(false).await.map_err(wrap)?;
+    }
+    Ok(String::new())
+}
+
+/// Stops the receiver, lets the applier finish what was received, then stops the applier.
+async fn finish_received(at: &InstanceId, server: &mut Server, seen: &Observation) -> Result<(), Failure> {
+    let Some(replication) = &seen.replication else {
+        return Ok(());
+    };
+    let wrap = |error: mysql_client::Error| failure(at, &error);
+    let receives = replication.receiver != Receiver::Stopped;
+    if !receives && !replication.applier_running && seen.flavor == Flavor::Mariadb {
+        // Both threads are stopped: any start would drop the relay logs. What was in them is still at the source.
+        return Ok(());
+    }
+    if !replication.applier_running {
+        // Before the receiver is stopped: MariaDB drops the relay logs at a start after both were.
+        server.start_applier().await.map_err(wrap)?;
+    }
+    if receives {
+        server.stop_receiver().await.map_err(wrap)?;
+    }
+    let drained = server.wait_until_drained(DRAIN_LIMIT).await.map_err(wrap)?;
+    if !drained {
+        return Err(Failure::new(format!(
+            "{at} has not applied everything that it received after {} s",
+            DRAIN_LIMIT.as_secs()
+        )));
+    }
+    server.stop_replication().await.map_err(wrap)
+}
+
+/// What it takes to make an instance follow as it should.
+#[derive(Debug, PartialEq, Eq)]
+enum Manner {
+    AsItShould,
+    /// The right source and a running applier: the receiver is started (again).
+    ReceiverAlone,
+    /// The right source, and the applier does not run.
+    BothThreads,
+    /// Another source, or none.
+    Repoint,
+}
+
+fn manner(seen: &Observation, address: &Address, user: &str, acknowledge: bool) -> Manner {
+    let Some(replication) = &seen.replication else {
+        return Manner::Repoint;
+    };
+    if replication.source != *address || replication.user != user {
+        return Manner::Repoint;
+    }
+    if !replication.applier_running {
+        return Manner::BothThreads;
+    }
+    let acknowledges_as_wanted = seen.semi_sync.replica_enabled == acknowledge
+        && (seen.semi_sync.replica_active == acknowledge || replication.receiver == Receiver::Connecting);
+    if replication.receiver != Receiver::Stopped && acknowledges_as_wanted {
+        Manner::AsItShould
+    } else {
+        Manner::ReceiverAlone
+    }
+}
+
+/// Why a replica is not streaming from the right server; `None` when it is.
+fn following_problem(
+    replication: &Replication,
+    address: &Address,
+    expected: Option<topology::ServerId>,
+) -> Option<String> {
+    if replication.source != *address {
+        return Some(format!("it follows {}", replication.source));
+    }
+    if replication.receiver != Receiver::Running {
+        return Some(if replication.receiver_error.is_empty() {
+            "it is not connected".to_owned()
+        } else {
+            replication.receiver_error.clone()
+        });
+    }
+    match (replication.source_server_id, expected) {
+        (Some(seen), Some(expected)) if seen != expected => Some(format!(
+            "at {address} it found server id {seen}, registered is {expected}"
+        )),
+        (None, _) => Some("it has not learnt yet whom it follows".to_owned()),
+        _ => None,
+    }
+}
+
+async fn set_acknowledging(at: &InstanceId, server: &mut Server, on: bool) -> Result<String, Failure> {
+    let seen = look(at, server).await?;
+    let receiver = seen
+        .replication
+        .as_ref()
+        .map_or(Receiver::Stopped, |replication| replication.receiver);
+    let wrap = |error: mysql_client::Error| failure(at, &error);
+    if seen.semi_sync.replica_enabled == on
+        && (receiver == Receiver::Stopped || seen.semi_sync.replica_active == on)
+    {
+        return Ok("it was so already".to_owned());
+    }
+    let applies = seen
+        .replication
+        .as_ref()
+        .is_some_and(|replication| replication.applier_running);
+    if receiver != Receiver::Stopped && !applies {
+        return Err(Failure::new(format!(
+            "the applier of {at} does not run, and restarting its receiver would drop what it received: resume it first"
+        )));
+    }
+    server.set_semi_sync_replica(on).await.map_err(wrap)?;
+    if receiver != Receiver::Stopped {
+        server.stop_receiver().await.map_err(wrap)?;
+        server.start_receiver().await.map_err(wrap)?;
+    }
+    let seen = look(at, server).await?;
+    if seen.semi_sync.replica_enabled != on || (!on && seen.semi_sync.replica_active) {
+        return Err(Failure::new(format!(
+            "{at} does not read back that it {}",
+            if on {
+                "acknowledges"
+            } else {
+                "does not acknowledge"
+            }
+        )));
+    }
+    Ok(String::new())
+}

@@ -1,0 +1,269 @@
+//! The world as it is: servers by SQL, agents by HTTP, the state and the routes through the controller.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::client::Client;
+use futures_util::future::join_all;
+use mysql_client::credentials::SecretFile;
+use mysql_client::{Depth, Endpoint, Error, Server};
+use topology::{Address, Cluster, InstanceId, Look, Observation, Plan, Purpose, ServerId, Step};
+
+use super::{Failure, World};
+use crate::clock::Clock;
+use crate::config::{ApplicationConfig, InstanceEntry};
+use crate::controller::ControllerHandle;
+use crate::proxies::Proxies;
+
+/// The deadline of each call to a server, and of logging in. Longer than a loaded server's slowest answer, short
+/// enough that a frozen one is noticed while there is time to undo.
+const CALL_DEADLINE: Duration = Duration::from_millis(1500);
+
+/// What steps are done with.
+#[derive(Clone)]
+pub(crate) struct Surroundings {
+    pub(crate) controller: ControllerHandle,
+    pub(crate) proxies: Arc<Proxies>,
+    pub(crate) instances: Arc<BTreeMap<InstanceId, InstanceEntry>>,
+    pub(crate) agents: Arc<BTreeMap<InstanceId, Client>>,
+    pub(crate) secrets: Arc<SecretFile>,
+    pub(crate) application: Option<ApplicationConfig>,
+    pub(crate) clock: Clock,
+}
+
+/// Does steps in the world as it is. It keeps its connections from one step to the next.
+pub(crate) struct RealWorld {
+    pub(crate) surroundings: Surroundings,
+    connections: BTreeMap<InstanceId, Server>,
+}
+
+impl RealWorld {
+    pub(crate) fn new(surroundings: Surroundings) -> Self {
+        Self {
+            surroundings,
+            connections: BTreeMap::new(),
+        }
+    }
+
+    /// What is decided now.
+    pub(crate) fn cluster(&self) -> Arc<Cluster> {
+        self.surroundings.controller.cluster()
+    }
+
+    /// A connection to an instance; give it back with [`Self::keep`] when it is still good.
+    pub(crate) async fn server(&mut self, id: &InstanceId) -> Result<Server, Failure> {
+        if let Some(server) = self.connections.remove(id) {
+            return Ok(server);
+        }
+        connect(&self.surroundings, &self.cluster(), id).await
+    }
+
+    /// Keeps a connection for the next step, unless the result says that it is broken.
+    pub(crate) fn keep<T>(&mut self, id: &InstanceId, server: Server, result: &Result<T, Failure>) {
+        if result
+            .as_ref()
+            .err()
+            .is_none_or(|failure| failure.unreachable.is_none())
+        {
+            self.connections.insert(id.clone(), server);
+        }
+    }
+
+    /// Looks at a server and tells the controller, so that the routes follow what a step has changed at once.
+    pub(crate) async fn look_and_tell(
+        &self,
+        id: &InstanceId,
+        server: &mut Server,
+    ) -> Result<Observation, Failure> {
+        let began = self.surroundings.clock.now();
+        let seen = look(id, server).await?;
+        let look = Look {
+            began,
+            at: self.surroundings.clock.now(),
+            result: Ok(seen.clone()),
+        };
+        self.surroundings.controller.looked(id, look).await;
+        Ok(seen)
+    }
+
+    /// Where an instance's server listens.
+    pub(crate) fn address(&self, id: &InstanceId) -> Result<Address, Failure> {
+        entry(&self.surroundings, id).map(|entry| entry.address.clone())
+    }
+
+    /// The agent of an instance.
+    pub(crate) fn agent(&self, id: &InstanceId) -> Result<Client, Failure> {
+        self.surroundings
+            .agents
+            .get(id)
+            .cloned()
+            .ok_or_else(|| unknown(id))
+    }
+}
+
+impl World for RealWorld {
+    async fn prepare(&mut self, plan: &Plan) {
+        let mut needed: Vec<&InstanceId> = plan.steps.iter().filter_map(needs_connection).collect();
+        needed.sort();
+        needed.dedup();
+        let cluster = self.cluster();
+        let surroundings = &self.surroundings;
+        let opened = join_all(
+            needed
+                .into_iter()
+                .map(async |id| (id.clone(), connect(surroundings, &cluster, id).await)),
+        )
+        .await;
+        for (id, result) in opened {
+            // Whoever cannot be reached now may be reached when its step comes; that step says if not.
+            if let Ok(server) = result {
+                self.connections.insert(id, server);
+            }
+        }
+        if matches!(plan.purpose, Purpose::Switchover { .. }) {
+            self.warm_up_agents(plan).await;
+        }
+    }
+
+    async fn perform(&mut self, step: &Step) -> Result<String, Failure> {
+        match step {
+            Step::Record { change } => self.record(change).await,
+            Step::HoldProxies {
+                candidate,
+                limit_milliseconds,
+            } => self.hold_proxies(candidate, millis(*limit_milliseconds)).await,
+            Step::PublishRoutes => self.publish_routes().await,
+            Step::StopWrites {
+                at,
+                limit_milliseconds,
+            } => self.stop_writes(at, millis(*limit_milliseconds)).await,
+            Step::AllowWrites { at } => self.allow_writes(at).await,
+            Step::SetSemiSyncSource { at, on } => self.set_semi_sync_source(at, *on).await,
+            Step::WaitUntilApplied {
+                at,
+                of,
+                limit_milliseconds,
+            } => self.wait_until_applied(at, of, millis(*limit_milliseconds)).await,
+            Step::WaitUntilAcknowledged {
+                of,
+                limit_milliseconds,
+            } => {
+                self.wait_until_acknowledged(of, millis(*limit_milliseconds))
+                    .await
+            }
+            Step::ForgetSource { at } => self.forget_source(at).await,
+            Step::Follow {
+                at,
+                source,
+                account,
+                acknowledge,
+            } => self.follow(at, source, *account, *acknowledge).await,
+            Step::WaitUntilFollowing {
+                at,
+                source,
+                limit_milliseconds,
+            } => {
+                self.wait_until_following(at, source, millis(*limit_milliseconds))
+                    .await
+            }
+            Step::SetAcknowledging { at, on } => self.set_acknowledging(at, *on).await,
+            Step::StopApplying { at } => self.stop_applying(at).await,
+            Step::StartApplying { at } => self.start_applying(at).await,
+            Step::FenceAccount { at, account } => self.fence_account(at, *account).await,
+            Step::UnlockAccount { at, account } => self.unlock_account(at, *account).await,
+            Step::EnsureReplicationAccount { at, account } => self.ensure_account(at, *account).await,
+            Step::EnableEvents { at, of } => self.enable_events(at, of).await,
+            Step::DisableEvents { at } => self.disable_events(at).await,
+            Step::SetEventScheduler { at, on } => self.set_event_scheduler(at, *on).await,
+            Step::FreeWaiters { at } => self.free_waiters(at).await,
+            Step::CreateApplication { at } => self.create_application(at).await,
+        }
+    }
+}
+
+/// The instance whose server a step speaks to by SQL.
+fn needs_connection(step: &Step) -> Option<&InstanceId> {
+    match step {
+        Step::FenceAccount { .. }
+        | Step::UnlockAccount { .. }
+        | Step::EnsureReplicationAccount { .. }
+        | Step::EnableEvents { .. }
+        | Step::DisableEvents { .. }
+        | Step::CreateApplication { .. } => None,
+        _ => step.at(),
+    }
+}
+
+fn millis(limit_milliseconds: u64) -> Duration {
+    Duration::from_millis(limit_milliseconds)
+}
+
+fn unknown(id: &InstanceId) -> Failure {
+    Failure::new(format!("{id} is not in the monitor's configuration"))
+}
+
+pub(crate) fn entry<'a>(
+    surroundings: &'a Surroundings,
+    id: &InstanceId,
+) -> Result<&'a InstanceEntry, Failure> {
+    surroundings.instances.get(id).ok_or_else(|| unknown(id))
+}
+
+/// Connects as `dba`, through the administrative port when all connections are taken, and sees that the server is
+/// the registered one: nothing is ever done to another.
+pub(crate) async fn connect(
+    surroundings: &Surroundings,
+    cluster: &Cluster,
+    id: &InstanceId,
+) -> Result<Server, Failure> {
+    let entry = entry(surroundings, id)?;
+    let login = surroundings
+        .secrets
+        .dba()
+        .map_err(|error| Failure::new(error.to_string()))?;
+    let mut server =
+        match Server::connect(&Endpoint::Tcp(entry.address.clone()), &login, CALL_DEADLINE).await {
+            Err(Error::TooManyConnections { .. }) if let Some(admin) = entry.admin_address() => {
+                Server::connect(&Endpoint::Tcp(admin), &login, CALL_DEADLINE).await
+            }
+            result => result,
+        }
+        .map_err(|error| failure(id, &error))?;
+    if let Some(member) = cluster.members.get(id) {
+        let seen = look(id, &mut server).await?;
+        check_identity(id, &seen, member.server_id)?;
+    }
+    Ok(server)
+}
+
+fn check_identity(id: &InstanceId, seen: &Observation, registered: ServerId) -> Result<(), Failure> {
+    if seen.server_id == registered {
+        Ok(())
+    } else {
+        Err(Failure::new(format!(
+            "another server answers for {id}: it has server id {}, registered is {registered}",
+            seen.server_id
+        )))
+    }
+}
+
+/// An ordinary look.
+pub(crate) async fn look(id: &InstanceId, server: &mut Server) -> Result<Observation, Failure> {
+    server
+        .observe(Depth::Ordinary)
+        .await
+        .map_err(|error| failure(id, &error))
+}
+
+/// A server's error as a step's failure.
+pub(crate) fn failure(id: &InstanceId, error: &Error) -> Failure {
+    match error {
+        Error::Unreachable { .. }
+        | Error::AccessDenied { .. }
+        | Error::TooManyConnections { .. }
+        | Error::Deadline { .. }
+        | Error::Closed { .. } => Failure::unreachable(id, format!("{id}: {error}")),
+        _ => Failure::new(format!("{id}: {error}")),
+    }
+}

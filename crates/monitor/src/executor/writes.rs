@@ -1,0 +1,334 @@
+//! Steps about writes: stopping them without ever ending a commit that waits for its acknowledgement, letting
+//! them through again, and semi-sync at the source.
+
+use std::time::Duration;
+
+use mysql_client::{ReadOnly, Server, Session, SessionKind};
+use tokio::time::Instant;
+use topology::InstanceId;
+use topology::gtid::Lacks;
+
+use super::Failure;
+use super::world::{RealWorld, connect, failure, look};
+
+/// Pauses between looks at the sessions: commits in flight take a millisecond or two.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+
+/// A logged statement that `dba` may send and that changes nothing anybody reads.
+const FREEING_STATEMENT: &str = "FLUSH STATUS";
+
+/// How long it is waited for; it takes effect all the same when it is not.
+const FREEING_DEADLINE: Duration = Duration::from_millis(500);
+
+/// How many of those who are in the way a message names.
+const NAMED_SESSIONS: usize = 5;
+
+impl RealWorld {
+    /// Ends sessions that are not in commit, waits until no commit waits, makes the server read-only, ends the
+    /// rest. A commit that waits for its acknowledgement is never ended: it is either acknowledged or the step
+    /// fails.
+    pub(crate) async fn stop_writes(&mut self, at: &InstanceId, limit: Duration) -> Result<String, Failure> {
+        let mut server = self.server(at).await?;
+        let mut result = stop_writes(at, &mut server, limit).await;
+        if result.is_ok()
+            && let Err(failure) = self.look_and_tell(at, &mut server).await
+        {
+            result = Err(failure);
+        }
+        self.keep(at, server, &result);
+        match result {
+            Err(failure) if failure.unreachable.is_none() => Err(self.with_missing_ackers(at, failure).await),
+            result => result,
+        }
+    }
+
+    /// Names the ackers that are not there, when commits wait for them.
+    async fn with_missing_ackers(&mut self, at: &InstanceId, failure: Failure) -> Failure {
+        let Ok(mut server) = self.server(at).await else {
+            return failure;
+        };
+        let seen = look(at, &mut server).await;
+        self.keep(at, server, &seen);
+        let cluster = self.cluster();
+        match seen {
+            Ok(seen) if seen.semi_sync.source_active && seen.semi_sync.source_clients == 0 => {
+                let ackers: Vec<String> = cluster.ackers.iter().map(ToString::to_string).collect();
+                Failure::new(format!(
+                    "{}; nobody acknowledges commits: none of the ackers ({}) is connected to {at}",
+                    failure.message,
+                    if ackers.is_empty() {
+                        "none is registered".to_owned()
+                    } else {
+                        ackers.join(", ")
+                    }
+                ))
+            }
+            _ => failure,
+        }
+    }
+
+    /// Makes the recorded master writable, if its data is what it has to be.
+    pub(crate) async fn allow_writes(&mut self, at: &InstanceId) -> Result<String, Failure> {
+        let permission = self.surroundings.controller.permit_writes(at).await?;
+        let mut server = self.server(at).await?;
+        let result = async {
+            let seen = look(at, &mut server).await?;
+            if seen.server_id != permission.server_id {
+                return Err(Failure::new(format!(
+                    "another server answers for {at}: it has server id {}, registered is {}",
+                    seen.server_id, permission.server_id
+                )));
+            }
+            if !seen.read_only {
+                return Ok("it was writable already".to_owned());
+            }
+            if let Some(mark) = &permission.mark
+                && let Lacks::These(missing) = seen.transactions.lacks(mark)
+            {
+                return Err(Failure::new(format!(
+                    "{at} lacks transactions that it was seen to have ({missing}): it is not made writable; find out \
+                     what became of its data"
+                )));
+            }
+            match server.set_read_only(false).await {
+                Ok(ReadOnly::Done) => self.look_and_tell(at, &mut server).await.map(|_| String::new()),
+                Ok(ReadOnly::Blocked) => Err(Failure::new(format!("{at} did not become writable in time"))),
+                Err(error) => Err(failure(at, &error)),
+            }
+        }
+        .await;
+        self.keep(at, server, &result);
+        result
+    }
+
+    pub(crate) async fn set_semi_sync_source(
+        &mut self,
+        at: &InstanceId,
+        on: bool,
+    ) -> Result<String, Failure> {
+        let mut server = self.server(at).await?;
+        let result = async {
+            let seen = look(at, &mut server).await?;
+            if seen.semi_sync.source_enabled == on && seen.semi_sync.source_active == on {
+                return Ok("it was so already".to_owned());
+            }
+            if !on && seen.semi_sync.waiting_sessions > 0 {
+                return Err(Failure::new(format!(
+                    "{} commits at {at} wait for an acknowledgement, and would be answered without one",
+                    seen.semi_sync.waiting_sessions
+                )));
+            }
+            server
+                .set_semi_sync_source(on)
+                .await
+                .map(|()| String::new())
+                .map_err(|error| failure(at, &error))
+        }
+        .await;
+        self.keep(at, server, &result);
+        result
+    }
+
+    /// Writes something harmless through the binlog, on a session of its own, and does not wait for its end: it
+    /// ends when it is acknowledged, and with it the commits before it.
+    pub(crate) async fn free_waiters(&mut self, at: &InstanceId) -> Result<String, Failure> {
+        let mut server = connect(&self.surroundings, &self.cluster(), at).await?;
+        server.set_deadline(FREEING_DEADLINE);
+        match server.execute(FREEING_STATEMENT).await {
+            Ok(()) => Ok(String::new()),
+            Err(mysql_client::Error::Deadline { .. }) => Ok("it waits for its acknowledgement".to_owned()),
+            Err(error) => Err(failure(at, &error)),
+        }
+    }
+
+    pub(crate) async fn set_event_scheduler(&mut self, at: &InstanceId, on: bool) -> Result<String, Failure> {
+        let mut server = self.server(at).await?;
+        let result = server
+            .set_event_scheduler(on)
+            .await
+            .map(|()| String::new())
+            .map_err(|error| failure(at, &error));
+        self.keep(at, server, &result);
+        result
+    }
+}
+
+async fn stop_writes(at: &InstanceId, server: &mut Server, limit: Duration) -> Result<String, Failure> {
+    let began = Instant::now();
+    let mut ended = 0;
+    if look(at, server).await?.read_only {
+        ended += end_applications(at, server).await?.ended;
+        return Ok(stopped("it was read-only already", ended));
+    }
+    loop {
+        ended += drain_commits(at, server, began, limit).await?;
+        match server
+            .set_read_only(true)
+            .await
+            .map_err(|error| failure(at, &error))?
+        {
+            ReadOnly::Done => break,
+            ReadOnly::Blocked if began.elapsed() >= limit => {
+                return Err(in_the_way(at, server, limit).await);
+            }
+            ReadOnly::Blocked => {}
+        }
+    }
+    ended += end_applications(at, server).await?.ended;
+    Ok(stopped("", ended))
+}
+
+fn stopped(found: &str, ended: usize) -> String {
+    match (found, ended) {
+        (found, 0) => found.to_owned(),
+        ("", ended) => format!("{ended} sessions were ended"),
+        (found, ended) => format!("{found}; {ended} sessions were ended"),
+    }
+}
+
+/// Ends sessions that are not in commit until none is in commit and no commit waits. Gives back how many it
+/// ended.
+async fn drain_commits(
+    at: &InstanceId,
+    server: &mut Server,
+    began: Instant,
+    limit: Duration,
+) -> Result<usize, Failure> {
+    let mut ended = 0;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let round = end_applications(at, server).await?;
+        ended += round.ended;
+        // The process list first, the counter after it: a session goes from the one to the other.
+        if round.in_commit == 0 && look(at, server).await?.semi_sync.waiting_sessions == 0 {
+            return Ok(ended);
+        }
+        if began.elapsed() >= limit {
+            return Err(in_the_way(at, server, limit).await);
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// One look at the sessions.
+struct Round {
+    ended: usize,
+    in_commit: usize,
+}
+
+/// Ends every application's session that is not in commit.
+async fn end_applications(at: &InstanceId, server: &mut Server) -> Result<Round, Failure> {
+    let sessions = server.sessions().await.map_err(|error| failure(at, &error))?;
+    let mut round = Round {
+        ended: 0,
+        in_commit: 0,
+    };
+    for session in &sessions {
+        match session.kind {
+            SessionKind::InCommit => round.in_commit += 1,
+            SessionKind::Application if session.command != "Killed" => {
+                server
+                    .end_session(session.id)
+                    .await
+                    .map_err(|error| failure(at, &error))?;
+                round.ended += 1;
+            }
+            _ => {}
+        }
+    }
+    Ok(round)
+}
+
+/// The failure that names who keeps the server from becoming read-only.
+async fn in_the_way(at: &InstanceId, server: &mut Server, limit: Duration) -> Failure {
+    let sessions = match server.sessions().await {
+        Ok(sessions) => sessions,
+        Err(error) => return failure(at, &error),
+    };
+    let relevant: Vec<&Session> = sessions
+        .iter()
+        .filter(|session| match session.kind {
+            SessionKind::InCommit | SessionKind::Application => true,
+            // Our own idle sessions hold nothing; a person's as root may.
+            SessionKind::Service => session.user == "root" || session.command != "Sleep",
+            SessionKind::Replication | SessionKind::System => false,
+        })
+        .collect();
+    let in_commit = relevant
+        .iter()
+        .filter(|session| session.kind == SessionKind::InCommit)
+        .count();
+    let mut message = format!("{at} did not become read-only within {} ms", limit.as_millis());
+    if in_commit > 0 {
+        message += "; sessions that are in commit wait, most likely for an acknowledgement: ";
+        message += &in_commit.to_string();
+    }
+    message += &named(&relevant);
+    Failure::new(message)
+}
+
+fn named(sessions: &[&Session]) -> String {
+    if sessions.is_empty() {
+        return "; no session of an application is left that could hold it up".to_owned();
+    }
+    let names: Vec<String> = sessions
+        .iter()
+        .take(NAMED_SESSIONS)
+        .map(|session| describe(session))
+        .collect();
+    let more = match sessions.len().saturating_sub(NAMED_SESSIONS) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("; in the way: {}{more}", names.join(", "))
+}
+
+fn describe(session: &Session) -> String {
+    let state = match session.state.as_str() {
+        "" => String::new(),
+        state => format!(", {state}"),
+    };
+    let statement = session
+        .statement
+        .as_deref()
+        .and_then(first_words)
+        .map_or_else(String::new, |words| format!(", `{words}…`"));
+    format!(
+        "session {} of {}@{} ({} for {} s{state}{statement})",
+        session.id, session.user, session.host, session.command, session.seconds
+    )
+}
+
+/// What a statement does, without its values: those may be secrets.
+fn first_words(statement: &str) -> Option<String> {
+    let words: Vec<&str> = statement
+        .split_whitespace()
+        .take(3)
+        .take_while(|word| {
+            word.bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'`'))
+        })
+        .collect();
+    (!words.is_empty()).then(|| words.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_tells_what_a_session_does_and_no_value() {
+        assert_eq!(
+            first_words("ALTER TABLE app.t ADD x INT").as_deref(),
+            Some("ALTER TABLE app.t")
+        );
+        assert_eq!(
+            first_words("INSERT INTO t VALUES ('secret')").as_deref(),
+            Some("INSERT INTO t")
+        );
+        assert_eq!(first_words("SELECT 'secret'").as_deref(), Some("SELECT"));
+        assert_eq!(first_words(" "), None);
+    }
+}
