@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use rustix::process::{Resource, Rlimit, Signal};
+use rustix::process::{Resource, Rlimit};
 use tokio::sync::watch;
 
 pub use self::config::ProxyConfig;
@@ -81,10 +81,6 @@ impl Proxy {
             listener,
             metrics,
         } = self;
-        if config.die_with_parent {
-            rustix::process::set_parent_process_death_signal(Some(Signal::TERM))
-                .context("cannot ask to end with the parent process")?;
-        }
         let token = config.token()?;
         let maximum_connections = make_room(config.maximum_connections)?;
         let drain_limit = Duration::from_secs(config.drain_seconds);
