@@ -17,8 +17,7 @@ use crate::situation::{Judgement, Situation, Source};
 pub(crate) const WANTED: usize = 2;
 
 /// Who should acknowledge, the first in line first: the Standby, then who does so already, then by name.
-/// `joining` are about to follow and count as if they did.
-pub(crate) fn wanted(situation: &Situation<'_>, joining: &BTreeSet<InstanceId>) -> Vec<InstanceId> {
+pub(crate) fn wanted(situation: &Situation<'_>) -> Vec<InstanceId> {
     if situation.cluster.durability == Durability::Async {
         return Vec::new();
     }
@@ -26,10 +25,7 @@ pub(crate) fn wanted(situation: &Situation<'_>, joining: &BTreeSet<InstanceId>) 
     let mut candidates: Vec<_> = situation
         .replicas()
         .filter(|(id, member)| {
-            member.active
-                && (joining.contains(*id)
-                    || keeps_its_place(situation, id)
-                    || can_join(situation, id, member))
+            member.active && (keeps_its_place(situation, id) || can_join(situation, id, member))
         })
         .map(|(id, member)| (member.role != Role::Standby, !ackers.contains(id), id.clone()))
         .collect();
@@ -61,21 +57,39 @@ fn keeps_its_place(situation: &Situation<'_>, id: &InstanceId) -> bool {
         && !matches!(situation.judge(id), Judgement::Errant(_))
 }
 
+/// Whether a replica may become an acker: it has caught up. Of one that is far behind every commit would wait
+/// until it is not.
 fn can_join(situation: &Situation<'_>, id: &InstanceId, member: &Member) -> bool {
     let fenced = situation
         .master()
         .is_some_and(|master| member.fenced_at.contains(master));
-    situation.replicates(id) && !member.paused && !fenced && situation.judge(id) == Judgement::Clean
+    situation.replicates(id)
+        && !member.paused
+        && !fenced
+        && caught_up(situation, id)
+        && situation.judge(id) == Judgement::Clean
+}
+
+/// Whether a replica is behind by no more than the limit.
+pub(crate) fn caught_up(situation: &Situation<'_>, id: &InstanceId) -> bool {
+    situation
+        .trusted(id)
+        .and_then(|seen| seen.replication.as_ref()?.lag_seconds)
+        .is_some_and(|lag_seconds| lag_seconds <= situation.policy.lag_limit_seconds)
 }
 
 /// The steps that take those out of the set who should not be in it, as far as that is provable now, and who
-/// they are.
-pub(crate) fn shrink(situation: &Situation<'_>, wanted: &[InstanceId]) -> (Vec<Step>, BTreeSet<InstanceId>) {
+/// they are. `touched` are left alone: the same plan does something else at them.
+pub(crate) fn shrink(
+    situation: &Situation<'_>,
+    wanted: &[InstanceId],
+    touched: &BTreeSet<InstanceId>,
+) -> (Vec<Step>, BTreeSet<InstanceId>) {
     let cluster = situation.cluster;
     let complete = wanted.len() >= WANTED && wanted.iter().all(|id| situation.acknowledges(id));
     let mut steps = Vec::new();
     let mut released = BTreeSet::new();
-    for id in &cluster.ackers {
+    for id in cluster.ackers.difference(touched) {
         let Some(member) = situation.member(id) else {
             continue;
         };

@@ -1,5 +1,7 @@
 //! Changes of the stored state, and the rules that no change may break.
 
+use std::collections::BTreeSet;
+
 use crate::cluster::{Cluster, Durability, Member, Role};
 use crate::ids::{AccountNumber, InstanceId};
 use crate::plan::{Change, Refusal};
@@ -46,6 +48,7 @@ impl Change {
             Self::AddAcker { .. }
             | Self::SetFenced { .. }
             | Self::Unregister { .. }
+            | Self::MayFollow { .. }
             | Self::SetLink { .. }
             | Self::Promote { .. }
             | Self::ApplicationCreated => return None,
@@ -70,7 +73,8 @@ impl Change {
                     active: false,
                     paused: false,
                     link: None,
-                    fenced_at: std::collections::BTreeSet::new(),
+                    may_follow: BTreeSet::new(),
+                    fenced_at: BTreeSet::new(),
                 };
                 match cluster.members.get(instance) {
                     Some(present) if *present == member(present.account) => {}
@@ -86,14 +90,18 @@ impl Change {
                 cluster.members.remove(instance);
                 for member in cluster.members.values_mut() {
                     member.fenced_at.remove(instance);
-                    if member.link.as_ref() == Some(instance) {
-                        member.link = None;
-                    }
                 }
             }
             Self::SetActive { instance, active } => registered(cluster, instance)?.active = *active,
             Self::SetPaused { instance, paused } => registered(cluster, instance)?.paused = *paused,
-            Self::SetLink { instance, source } => registered(cluster, instance)?.link.clone_from(source),
+            Self::MayFollow { instance, source } => {
+                registered(cluster, instance)?.may_follow.insert(source.clone());
+            }
+            Self::SetLink { instance, source } => {
+                let member = registered(cluster, instance)?;
+                member.link.clone_from(source);
+                member.may_follow.clear();
+            }
             Self::Promote { from, to } => promote(cluster, from, to)?,
             Self::AddAcker { instance } => {
                 registered(cluster, instance)?;
@@ -137,7 +145,15 @@ fn promote(cluster: &mut Cluster, from: &InstanceId, to: &InstanceId) -> Result<
     new.active = mutual;
     new.paused = false;
     new.link = None;
+    new.may_follow.clear();
     cluster.ackers.remove(to);
+    for (_, member) in cluster
+        .members
+        .iter_mut()
+        .filter(|(id, member)| *id != to && member.active)
+    {
+        member.may_follow.insert(to.clone());
+    }
     Ok(())
 }
 

@@ -98,12 +98,23 @@ pub struct Member {
     pub active: bool,
     /// Whether a person paused it: a Master takes no writes, a Standby or Slave does not apply.
     pub paused: bool,
-    /// Whom it was last told to follow by us.
+    /// Whom it was last told to follow by us, and did.
     pub link: Option<InstanceId>,
+    /// Whom it may follow too on our word: written before it is told, empty again when it did as it was told.
+    #[serde(default)]
+    pub may_follow: BTreeSet<InstanceId>,
     /// The instances at which its replication account is locked, or may be: written before it is locked, and
     /// again after it is unlocked. Locks are not replicated.
     #[serde(default)]
     pub fenced_at: BTreeSet<InstanceId>,
+}
+
+impl Member {
+    /// Whether it was us who told it to follow `source`.
+    #[must_use]
+    pub fn was_told_to_follow(&self, source: &InstanceId) -> bool {
+        self.link.as_ref() == Some(source) || self.may_follow.contains(source)
+    }
 }
 
 /// What an instance is in the cluster.

@@ -23,8 +23,9 @@ pub fn heal(situation: &Situation<'_>) -> Plan {
         && let Some(seen) = situation.trusted(master)
     {
         steps.extend(restrain_master(situation, master, member, seen));
-        let joined = lead_replicas(situation, master, seen, &mut steps);
-        let (releasing, released) = ackers::shrink(situation, &ackers::wanted(situation, &BTreeSet::new()));
+        let Led { joined, touched } = lead_replicas(situation, master, seen, &mut steps);
+        let wanted = ackers::wanted(situation);
+        let (releasing, released) = ackers::shrink(situation, &wanted, &touched);
         if seen.read_only {
             steps.extend(releasing);
             steps.extend(resume_writes(situation, master, member, seen, &joined, &released));
@@ -68,7 +69,7 @@ fn restrain_replicas(situation: &Situation<'_>) -> Vec<Step> {
         let acknowledges = seen.semi_sync.replica_enabled || seen.semi_sync.replica_active;
         let shut_out = situation
             .master()
-            .is_some_and(|master| member.fenced_at.contains(master));
+            .is_some_and(|master| member.fenced_at.contains(master) && situation.follows(id, master));
         if acknowledges && !situation.cluster.ackers.contains(id) && !shut_out {
             let applies = seen
                 .replication
@@ -122,7 +123,7 @@ fn restrain_master(
     let mut steps = Vec::new();
     if let Source::Instance(source) = situation.source(master)
         && !(member.active
-            && member.link.as_ref() == Some(source)
+            && member.was_told_to_follow(source)
             && situation.cluster.standby() == Some(source))
     {
         // It was promoted, and the steps after that were not all done.
@@ -144,14 +145,21 @@ fn restrain_master(
     steps
 }
 
-/// Leads every active replica that went astray, lets fenced ones in, makes the wanted ones acknowledge. Gives
-/// back who acknowledges when these steps are done.
+/// Who is how when replicas were led.
+struct Led {
+    /// They follow and acknowledge.
+    joined: BTreeSet<InstanceId>,
+    /// Something is done at them by this plan; everything else waits for the next one.
+    touched: BTreeSet<InstanceId>,
+}
+
+/// Leads every active replica that went astray, lets fenced ones in, makes the wanted ones acknowledge.
 fn lead_replicas(
     situation: &Situation<'_>,
     master: &InstanceId,
     master_seen: &Observation,
     steps: &mut Vec<Step>,
-) -> BTreeSet<InstanceId> {
+) -> Led {
     let joining: BTreeSet<InstanceId> = situation
         .replicas()
         .filter(|(id, member)| {
@@ -161,33 +169,37 @@ fn lead_replicas(
         })
         .map(|(id, _)| id.clone())
         .collect();
-    let wanted = ackers::wanted(situation, &joining);
-    let mut acknowledging = BTreeSet::new();
-    for (id, member) in situation.replicas() {
+    let wanted = ackers::wanted(situation);
+    let mut joined = BTreeSet::new();
+    let mut touched = joining.clone();
+    for (id, member) in situation.replicas().filter(|(_, member)| member.active) {
+        let settled = member.link.as_ref() == Some(master) && member.may_follow.is_empty();
+        if situation.follows(id, master) && !settled && !joining.contains(id) {
+            steps.push(record(Change::SetLink {
+                instance: id.clone(),
+                source: Some(master.clone()),
+            }));
+        }
         let is_acker = situation.cluster.ackers.contains(id);
-        let acknowledge = is_acker || wanted.contains(id);
+        let acknowledge = is_acker || (wanted.contains(id) && !joining.contains(id));
         if joining.contains(id) {
-            steps.extend(lead(situation, id, member, master, acknowledge));
-        } else if situation.replicates(id) && member.active {
-            if member.link.as_ref() != Some(master) {
-                steps.push(record(Change::SetLink {
-                    instance: id.clone(),
-                    source: Some(master.clone()),
-                }));
-            }
-            if acknowledge && !situation.acknowledges(id) && !member.paused {
+            steps.extend(lead(situation, id, member, master, is_acker));
+        } else if situation.replicates(id) {
+            if acknowledge && !situation.acknowledges(id) {
+                if member.paused {
+                    continue; // Its receiver is not restarted under a stopped applier.
+                }
                 steps.extend(begin_acknowledging(situation, id, master));
-            } else if acknowledge && !situation.acknowledges(id) {
-                continue;
+                touched.insert(id.clone());
             }
         } else {
             continue;
         }
         if acknowledge {
-            acknowledging.insert(id.clone());
+            joined.insert(id.clone());
         }
     }
-    acknowledging
+    Led { joined, touched }
 }
 
 /// Whether a replica that was shut out is here again and can be let in.
@@ -239,7 +251,7 @@ pub(crate) fn resume_writes(
     let has_replicas = situation.replicas().any(|(_, replica)| replica.active);
     let wait = semi_sync && (has_ackers || has_replicas);
     if wait && acknowledging.is_empty() {
-        return Vec::new();
+        return let_in_ackers(situation, master, seen);
     }
     let at = master.clone();
     let mut steps = Vec::new();
@@ -259,6 +271,33 @@ pub(crate) fn resume_writes(
     steps.push(Step::PublishRoutes);
     if !seen.event_scheduler {
         steps.push(Step::SetEventScheduler { at, on: true });
+    }
+    steps
+}
+
+/// Whoever could acknowledge is shut out at the master, and MySQL unlocks no account while it is read-only. So it
+/// is made writable first, with the source side on: until somebody is let in, commits wait.
+fn let_in_ackers(situation: &Situation<'_>, master: &InstanceId, seen: &Observation) -> Vec<Step> {
+    let returned: Vec<(&InstanceId, &Member)> = situation
+        .replicas()
+        .filter(|(id, member)| {
+            member.fenced_at.contains(master)
+                && (is_to_be_led(situation, id, member) || returns(situation, id, member, master))
+        })
+        .collect();
+    let mut steps = Vec::new();
+    if !returned.is_empty() {
+        if !seen.semi_sync.source_enabled {
+            steps.push(Step::SetSemiSyncSource {
+                at: master.clone(),
+                on: true,
+            });
+        }
+        steps.push(Step::AllowWrites { at: master.clone() });
+        for (id, member) in returned {
+            steps.extend(lead(situation, id, member, master, true));
+        }
+        steps.push(Step::PublishRoutes);
     }
     steps
 }

@@ -279,43 +279,25 @@ pub fn activate(situation: &Situation<'_>, id: &InstanceId) -> Result<Plan, Refu
     Ok(Plan::new(Purpose::Activate { instance: id.clone() }, steps))
 }
 
+/// It begins as a plain replica; `heal` makes it acknowledge when it has caught up and is wanted as an acker.
 fn begin_following(
     situation: &Situation<'_>,
     id: &InstanceId,
     member: &Member,
     master: &InstanceId,
 ) -> Vec<Step> {
-    let mut next = situation.cluster.clone();
-    if let Some(member) = next.members.get_mut(id) {
-        member.active = true;
-    }
-    let then = Situation {
-        cluster: &next,
-        ..*situation
-    };
-    let acknowledge = ackers::wanted(&then, &BTreeSet::from([id.clone()])).contains(id);
     let mut steps = vec![Step::EnsureReplicationAccount {
         at: master.clone(),
         account: member.account,
     }];
-    let mut leading = lead(situation, id, member, master, acknowledge);
-    // An instance that is not active is not led by `heal`: it becomes active only when it follows, so that a
-    // failed attempt leaves nobody to be led again and again.
+    let acknowledge = situation.cluster.ackers.contains(id);
+    steps.extend(lead(situation, id, member, master, acknowledge));
+    // It becomes active only when it follows, so that a failed attempt leaves nobody for `heal` to lead.
     if !member.active {
-        leading.push(record(Change::SetActive {
+        steps.push(record(Change::SetActive {
             instance: id.clone(),
             active: true,
         }));
-    }
-    steps.extend(leading);
-    let source_is_off = situation
-        .trusted(master)
-        .is_some_and(|seen| !seen.semi_sync.source_enabled);
-    if acknowledge && source_is_off {
-        steps.push(Step::SetSemiSyncSource {
-            at: master.clone(),
-            on: true,
-        });
     }
     steps
 }
@@ -487,16 +469,17 @@ pub fn detach(situation: &Situation<'_>, id: &InstanceId) -> Result<Plan, Refusa
             "nothing can be done at {id} now: if it still follows when it returns, detach it again"
         ));
     }
-    if member.link.is_some() {
-        steps.push(record(Change::SetLink {
-            instance: id.clone(),
-            source: None,
-        }));
-    }
     if member.active {
         steps.push(record(Change::SetActive {
             instance: id.clone(),
             active: false,
+        }));
+    }
+    // Last, because whom it was told to follow is not remembered for an undo.
+    if member.link.is_some() {
+        steps.push(record(Change::SetLink {
+            instance: id.clone(),
+            source: None,
         }));
     }
     let mut plan = Plan::new(Purpose::Detach { instance: id.clone() }, steps);

@@ -7,7 +7,7 @@
 //!   what was done and the failed step itself, last step first, by [`Step::undo`]. [`Purpose::Heal`] is not
 //!   undone: the rest is dropped, and the next look plans anew;
 //! - after it: the step is repeated. If [`Plan::may_be_left_to_heal`] says so and its instance does not answer,
-//!   it is passed over. If a step that may not be passed over fails for good (the acker that was chosen is
+//!   it is passed over, and with it what [`Step::goes_with`] it. If a step that may not be passed over fails for good (the acker that was chosen is
 //!   gone), the whole rest may be dropped: the state says who the master is, and `heal` reaches the
 //!   same end from there by whatever is alive then.
 
@@ -163,12 +163,18 @@ pub enum Change {
     SetActive { instance: InstanceId, active: bool },
     /// Whether a member is paused.
     SetPaused { instance: InstanceId, paused: bool },
-    /// Whom a member was told to follow.
+    /// A member is about to be told to follow.
+    MayFollow {
+        instance: InstanceId,
+        source: InstanceId,
+    },
+    /// Whom a member follows as it was told, and nobody else.
     SetLink {
         instance: InstanceId,
         source: Option<InstanceId>,
     },
-    /// `from` and `to` exchange their roles; `to` stops being an acker and following, `from` is to follow. Whether
+    /// `from` and `to` exchange their roles; `to` stops being an acker and following, `from` is to follow, and
+    /// every other active member may from now on follow `to`. Whether
     /// the master is to follow its Standby stays as it was. The point of no return.
     Promote { from: InstanceId, to: InstanceId },
     /// Recorded before the instance can acknowledge.
@@ -268,16 +274,27 @@ impl Plan {
             Step::Follow { at, .. }
             | Step::WaitUntilFollowing { at, .. }
             | Step::SetAcknowledging { at, .. } => published && at != to,
-            // Only what was done is recorded: whom an instance follows is passed over with its `Follow`.
-            Step::Record {
-                change: Change::SetLink { instance, .. },
-            } => published && instance != to,
             _ => false,
         })
     }
 }
 
 impl Step {
+    /// Whether this step only records what `passed_over` was to do, and is passed over with it: whom an instance
+    /// was told to follow.
+    #[must_use]
+    pub fn goes_with(&self, passed_over: &Self) -> bool {
+        match (self, passed_over) {
+            (
+                Self::Record {
+                    change: Change::SetLink { instance, .. },
+                },
+                Self::Follow { at, .. },
+            ) => instance == at,
+            _ => false,
+        }
+    }
+
     /// The instance that it is done at; `None` for what is done at the monitor.
     #[must_use]
     pub fn at(&self) -> Option<&InstanceId> {

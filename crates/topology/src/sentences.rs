@@ -225,12 +225,15 @@ impl fmt::Display for Change {
                 instance,
                 source: Some(source),
             } => {
-                write!(formatter, "{instance} was told to follow {source}")
+                write!(formatter, "{instance} follows {source}")
             }
             Self::SetLink {
                 instance,
                 source: None,
-            } => write!(formatter, "{instance} was told to follow nobody"),
+            } => write!(formatter, "{instance} follows nobody"),
+            Self::MayFollow { instance, source } => {
+                write!(formatter, "{instance} is about to follow {source}")
+            }
             Self::Promote { from, to } => write!(formatter, "{to} is the Master, and {from} what {to} was"),
             Self::AddAcker { instance } => write!(formatter, "{instance} may acknowledge"),
             Self::RemoveAcker { instance } => write!(formatter, "{instance} cannot acknowledge"),

@@ -178,7 +178,7 @@ fn status_of_replica(
         (Source::Instance(source), Some(master)) if source == master => {
             status_of_follower(situation, member, master, replication)
         }
-        (Source::Instance(source), _) if member.active && member.link.as_ref() == Some(source) => (
+        (Source::Instance(source), _) if member.active && member.was_told_to_follow(source) => (
             Status::Lost,
             format!(
                 "still follows {source}, and will be led to the Master{}",

@@ -27,23 +27,29 @@ pub(crate) fn lead(
     if acknowledge && !situation.cluster.ackers.contains(id) {
         steps.push(record(Change::AddAcker { instance: id.clone() }));
     }
+    if !member.was_told_to_follow(source) {
+        steps.push(record(Change::MayFollow {
+            instance: id.clone(),
+            source: source.clone(),
+        }));
+    }
     steps.push(Step::Follow {
         at: id.clone(),
         source: source.clone(),
         account: member.account,
         acknowledge,
     });
-    steps.push(Step::WaitUntilFollowing {
-        at: id.clone(),
-        source: source.clone(),
-        limit_milliseconds: situation.policy.follow_limit_milliseconds,
-    });
-    if member.link.as_ref() != Some(source) {
+    if member.link.as_ref() != Some(source) || !member.may_follow.is_empty() {
         steps.push(record(Change::SetLink {
             instance: id.clone(),
             source: Some(source.clone()),
         }));
     }
+    steps.push(Step::WaitUntilFollowing {
+        at: id.clone(),
+        source: source.clone(),
+        limit_milliseconds: situation.policy.follow_limit_milliseconds,
+    });
     steps
 }
 
@@ -157,32 +163,29 @@ fn objection_of_durability(situation: &Situation<'_>, master: &InstanceId) -> Op
         .filter(|(id, member)| member.active || cluster.ackers.contains(*id))
         .map(|(id, _)| id.as_str())
         .collect();
-    let protected = names.is_empty() || !may_acknowledge(situation, master).is_empty();
+    let protected = names.is_empty()
+        || situation
+            .replicas()
+            .any(|(id, member)| may_acknowledge(situation, id, member));
     if cluster.durability == Durability::Async || protected {
         return None;
     }
     Some(Reason::new(
         "no_acker",
         format!(
-            "nobody can acknowledge the commits of {master}: start one of {}, or detach them all to go on \
-             without protection",
+            "nobody can acknowledge the commits of {master}: start or resume one of {}, or detach them all to \
+             go on without protection",
             names.join(", ")
         ),
     ))
 }
 
-/// The replicas that acknowledge, or can be made to now.
-pub(crate) fn may_acknowledge(situation: &Situation<'_>, master: &InstanceId) -> Vec<InstanceId> {
-    situation
-        .replicas()
-        .filter(|(id, member)| {
-            member.active
-                && situation.trusted(id).is_some()
-                && !member.fenced_at.contains(master)
-                && (situation.replicates(id) || is_to_be_led(situation, id, member))
-        })
-        .map(|(id, _)| id.clone())
-        .collect()
+/// Whether a replica acknowledges, or can be made to now.
+fn may_acknowledge(situation: &Situation<'_>, id: &InstanceId, member: &Member) -> bool {
+    let shut_out = situation
+        .master()
+        .is_some_and(|master| member.fenced_at.contains(master) && situation.follows(id, master));
+    member.active && (situation.replicates(id) || is_to_be_led(situation, id, member) || shut_out)
 }
 
 /// Whether an active replica does not follow the master as it should, and may be led to it: it follows nobody,
@@ -203,7 +206,7 @@ pub(crate) fn is_to_be_led(situation: &Situation<'_>, id: &InstanceId, member: &
                 stopped && replication.receiver_error.is_empty() && replication.applier_error.is_empty()
             })
         }
-        Source::Instance(source) => member.link.as_ref() == Some(source),
+        Source::Instance(source) => member.was_told_to_follow(source),
         Source::Stranger(_) => false,
     };
     astray && situation.judge(id) == Judgement::Clean

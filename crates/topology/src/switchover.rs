@@ -1,13 +1,14 @@
 //! The planned change of the master while it is alive: what must hold before, and the steps in the order in
 //! which no acknowledged write can be lost.
 
+use crate::ackers::{WANTED, caught_up};
 use crate::cluster::{Durability, Member, Role};
 use crate::ids::InstanceId;
 use crate::observation::{Observation, Receiver};
 use crate::operations::{agent_silent, errant, known, objections_to_following, unusable};
 use crate::plan::{Change, Plan, Purpose, Reason, Refusal, Step};
 use crate::situation::{Situation, Source};
-use crate::steps::{lead, record, refuse_if_any};
+use crate::steps::{after, lead, record, refuse_if_any};
 
 /// What is said wherever a failover is asked for.
 pub const NO_FAILOVER: &str =
@@ -70,7 +71,7 @@ pub fn switchover(situation: &Situation<'_>, to: Option<&InstanceId>) -> Result<
             from: from.clone(),
             to: to.clone(),
         },
-        steps(situation, (from, old), (to, target), acker),
+        steps(situation, (from, old), to, acker)?,
     );
     plan.warnings = warnings(situation, from, to);
     Ok(plan)
@@ -253,27 +254,35 @@ fn choose_acker<'a>(
 
 /// Whether a replica can be led to another source at once: all that it received is applied in a moment.
 fn movable(situation: &Situation<'_>, id: &InstanceId, member: &Member) -> bool {
-    member.active
-        && !member.paused
-        && situation.replicates(id)
-        && situation
-            .observation(id)
-            .and_then(|seen| seen.replication.as_ref()?.lag_seconds)
-            .is_some_and(|lag_seconds| lag_seconds <= situation.policy.lag_limit_seconds)
+    member.active && !member.paused && situation.replicates(id) && caught_up(situation, id)
 }
 
+/// The whole plan. What comes after the point of no return is made from the state that follows from it.
 fn steps(
     situation: &Situation<'_>,
     (from, old): (&InstanceId, &Member),
-    (to, target): (&InstanceId, &Member),
+    to: &InstanceId,
     acker: Option<&InstanceId>,
-) -> Vec<Step> {
+) -> Result<Vec<Step>, Refusal> {
     let mut steps = before_the_point_of_no_return(situation, from, old, to);
-    steps.push(record(Change::Promote {
+    // Who cannot be asked may still follow the new master from an earlier time, and acknowledge.
+    let unknown = situation
+        .replicas()
+        .filter(|(id, _)| situation.trusted(id).is_none() && !situation.cluster.ackers.contains(*id));
+    let mut changes: Vec<Change> = unknown
+        .map(|(id, _)| Change::AddAcker { instance: id.clone() })
+        .collect();
+    changes.push(Change::Promote {
         from: from.clone(),
         to: to.clone(),
-    }));
-    steps.extend(promotion(situation, from, to, acker));
+    });
+    let next = after(situation.cluster, &changes)?;
+    let then = Situation {
+        cluster: &next,
+        ..*situation
+    };
+    steps.extend(changes.into_iter().map(record));
+    steps.extend(promotion(&then, from, to, acker));
     steps.push(Step::PublishRoutes);
     steps.push(Step::EnableEvents {
         at: to.clone(),
@@ -286,25 +295,25 @@ fn steps(
             on: false,
         });
     }
-    for (id, member) in situation.replicas() {
-        if id != to && Some(id) != acker && may_be_moved(situation, id, member, from, to) {
-            steps.extend(lead(
-                situation,
-                id,
-                member,
-                to,
-                situation.cluster.ackers.contains(id),
-            ));
+    for (id, _) in situation.replicas() {
+        if id != to && Some(id) != acker && may_be_moved(situation, id, from, to) {
+            steps.extend(lead_to(&then, id, to, next.ackers.contains(id)));
         }
     }
     if Some(from) != acker {
-        let remaining = situation.cluster.ackers.iter().filter(|id| *id != to).count();
-        let joins = situation.cluster.durability == Durability::SemiSync
-            && (target.role == Role::Standby || remaining < crate::ackers::WANTED)
+        let joins = next.durability == Durability::SemiSync
+            && (next.standby() == Some(from) || next.ackers.len() < WANTED)
             && !old.fenced_at.contains(to);
-        steps.extend(lead(situation, from, old, to, joins));
+        steps.extend(lead_to(&then, from, to, joins));
     }
-    steps
+    Ok(steps)
+}
+
+fn lead_to(situation: &Situation<'_>, id: &InstanceId, to: &InstanceId, acknowledge: bool) -> Vec<Step> {
+    situation
+        .member(id)
+        .map(|member| lead(situation, id, member, to, acknowledge))
+        .unwrap_or_default()
 }
 
 /// Everything that can be undone. The events go first: they can be disabled only while the server is writable,
@@ -360,14 +369,12 @@ fn promotion(
             on: false,
         });
     }
-    if let Some(acker) = acker
-        && let Some(member) = situation.member(acker)
-    {
+    if let Some(acker) = acker {
         steps.push(Step::SetSemiSyncSource {
             at: to.clone(),
             on: true,
         });
-        steps.extend(lead(situation, acker, member, to, true));
+        steps.extend(lead_to(situation, acker, to, true));
     }
     steps.push(Step::AllowWrites { at: to.clone() });
     steps
@@ -375,24 +382,18 @@ fn promotion(
 
 /// Whether a remaining replica is led to the new master by the plan. Paused ones and those out of reach follow
 /// when they are resumed or return.
-fn may_be_moved(
-    situation: &Situation<'_>,
-    id: &InstanceId,
-    member: &Member,
-    from: &InstanceId,
-    to: &InstanceId,
-) -> bool {
-    member.active
-        && !member.paused
+fn may_be_moved(situation: &Situation<'_>, id: &InstanceId, from: &InstanceId, to: &InstanceId) -> bool {
+    situation
+        .member(id)
+        .is_some_and(|member| member.active && !member.paused && !member.fenced_at.contains(to))
         && situation.follows(id, from)
         && situation.replicates(id)
-        && !member.fenced_at.contains(to)
 }
 
 fn warnings(situation: &Situation<'_>, from: &InstanceId, to: &InstanceId) -> Vec<String> {
     situation
         .replicas()
-        .filter(|(id, member)| *id != to && member.active && !may_be_moved(situation, id, member, from, to))
+        .filter(|(id, member)| *id != to && member.active && !may_be_moved(situation, id, from, to))
         .map(|(id, member)| {
             let when = if member.paused {
                 "when it is resumed"

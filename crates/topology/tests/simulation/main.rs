@@ -1,0 +1,278 @@
+//! A seeded simulation of a cluster that executes plans under random faults.
+//!
+//! One seed is one run; `TOPOLOGY_SEED=17 cargo test -p topology --test simulation one_seed -- --nocapture`
+//! replays one and prints what happened. `TOPOLOGY_SEEDS=100000` runs more of them.
+
+mod executor;
+mod random;
+mod server;
+mod world;
+
+use topology::heal::heal;
+use topology::operations::{activate, detach, pause, register, resume, unregister};
+use topology::switchover::switchover;
+use topology::{InstanceId, Plan, Refusal, Role};
+
+use crate::executor::execute;
+use crate::world::{Mutation, World};
+
+/// Rounds of looking and deciding while things break.
+const TROUBLED_ROUNDS: usize = 60;
+
+/// Rounds after which a calm cluster must be as it was decided.
+const CALM_ROUNDS: usize = 60;
+
+fn run(seed: u64, mutation: Mutation) -> World {
+    let mut world = World::new(seed, mutation);
+    set_up(&mut world);
+    world.faults = true;
+    for _ in 0..TROUBLED_ROUNDS {
+        round(&mut world);
+        if world.random.once_in(4) {
+            somebody_wants_something(&mut world);
+        }
+        if world.violation.is_some() {
+            return world;
+        }
+    }
+    world.calm();
+    settle(&mut world);
+    world
+}
+
+fn round(world: &mut World) {
+    for _ in 0..6 {
+        world.tick();
+    }
+    world.observe();
+    let plan = heal(&world.situation());
+    if !plan.steps.is_empty() {
+        execute(world, &plan);
+    }
+}
+
+/// A Master, a Standby and Slaves, registered and active, before anything breaks.
+fn set_up(world: &mut World) {
+    for index in 0..world.ids.len() {
+        let role = [Role::Master, Role::Standby][..]
+            .get(index)
+            .copied()
+            .unwrap_or(Role::Slave);
+        let id = world.ids[index].clone();
+        world.observe();
+        let plan = register(&world.situation(), &id, role);
+        perform(world, plan, "register");
+        round(world);
+        if role != Role::Master {
+            round(world);
+            let plan = activate(&world.situation(), &id);
+            perform(world, plan, "activate");
+        }
+    }
+}
+
+fn perform(world: &mut World, plan: Result<Plan, Refusal>, what: &str) {
+    match plan {
+        Ok(plan) => execute(world, &plan),
+        Err(refusal) => {
+            if !world.faults {
+                world.violate(format!("{what} was refused in peace: {refusal}"));
+            }
+            world.note(format!("{what} is refused: {refusal}"));
+        }
+    }
+}
+
+/// One of the things that people ask for, sensible or not.
+fn somebody_wants_something(world: &mut World) {
+    world.observe();
+    let index = world.random.below(world.ids.len());
+    let id: InstanceId = world.ids[index].clone();
+    let choice = world.random.below(12);
+    let situation = world.situation();
+    let (plan, what) = match choice {
+        0..=4 => (switchover(&situation, Some(&id)), "switchover"),
+        5 => (detach(&situation, &id), "detach"),
+        6 | 7 => (activate(&situation, &id), "activate"),
+        8 => (pause(&situation, &id), "pause"),
+        9 | 10 => (resume(&situation, &id), "resume"),
+        _ if world.cluster.members.contains_key(&id) => (unregister(&situation, &id), "unregister"),
+        _ => (register(&situation, &id, Role::Slave), "register"),
+    };
+    perform(world, plan, &format!("{what} {id}"));
+}
+
+/// After the last fault the cluster comes to rest, as it was decided.
+fn settle(world: &mut World) {
+    let generation = world.cluster.generation;
+    let mut quiet = 0;
+    for _ in 0..CALM_ROUNDS {
+        for _ in 0..12 {
+            world.tick();
+        }
+        world.observe();
+        let plan = heal(&world.situation());
+        quiet = if plan.steps.is_empty() { quiet + 1 } else { 0 };
+        if quiet == 3 {
+            break;
+        }
+        execute(world, &plan);
+    }
+    if quiet < 3 {
+        let plan = heal(&world.situation()).sentences();
+        world.violate(format!("there is always something to do: {plan:?}"));
+    }
+    if world.cluster.generation < generation {
+        world.violate("the generation went back");
+    }
+    check_rest(world);
+}
+
+fn check_rest(world: &mut World) {
+    let Some(master) = world.recorded_master() else {
+        return;
+    };
+    let id = world.ids[master].clone();
+    let active = |world: &World, paused: bool| {
+        let replicas = world.cluster.members.iter().filter(|(other, _)| **other != id);
+        replicas
+            .filter(|(_, member)| member.active && member.paused == paused)
+            .count()
+    };
+    if active(world, true) > 0 && active(world, false) == 0 {
+        return; // Whoever could acknowledge is paused, and may have been restarted since.
+    }
+    let paused = world.cluster.members[&id].paused;
+    if paused != world.servers[master].read_only {
+        let objections = topology::assess(&world.situation()).instances[&id].1.clone();
+        world.violate(format!(
+            "{id}, paused: {paused}, read-only: {}: {objections}",
+            !paused
+        ));
+    }
+    if !paused && !world.servers[master].scheduler {
+        world.violate(format!("scheduled events do not run at {id}"));
+    }
+    world.check_writes(master);
+    if !world.servers[master].waiters.is_empty() && !paused {
+        // One that was begun just now is acknowledged in a moment.
+        world.route = None;
+        for _ in 0..20 {
+            world.tick();
+        }
+        world.observe();
+    }
+    let lagging: Vec<String> = world
+        .cluster
+        .members
+        .iter()
+        .filter(|(other, member)| **other != id && member.active && !member.paused)
+        // Nobody can be let in again while the master is read-only.
+        .filter(|(_, member)| !(paused && member.fenced_at.contains(&id)))
+        .filter(|(other, _)| !world.situation().replicates(other))
+        .map(|(other, _)| {
+            format!(
+                "{other} {}",
+                topology::status::status(&world.situation(), other).1
+            )
+        })
+        .collect();
+    if !lagging.is_empty() {
+        world.violate(format!(
+            "not every active replica follows {id}: {}",
+            lagging.join("; ")
+        ));
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how much to test is said by the environment"
+)]
+fn seeds() -> u64 {
+    std::env::var("TOPOLOGY_SEEDS").map_or(2000, |text| text.parse().unwrap())
+}
+
+#[test]
+fn no_seed_breaks_a_rule() {
+    for seed in 0..seeds() {
+        let world = run(seed, Mutation::None);
+        if let Some(violation) = &world.violation {
+            panic!(
+                "seed {seed}: {violation}\nreplay it with TOPOLOGY_SEED={seed}\n{}",
+                tail(&world)
+            );
+        }
+    }
+}
+
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how much to test is said by the environment"
+)]
+fn one_seed() {
+    let Ok(seed) = std::env::var("TOPOLOGY_SEED") else {
+        return;
+    };
+    let world = run(seed.parse().unwrap(), Mutation::None);
+    println!("{}", world.history.join("\n"));
+    assert_eq!(world.violation, None);
+}
+
+fn tail(world: &World) -> String {
+    let from = world.history.len().saturating_sub(60);
+    world.history[from..].join("\n")
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    assert_eq!(run(7, Mutation::None).history, run(7, Mutation::None).history);
+}
+
+/// Breaks one rule and sees that a checker notices with these words.
+#[track_caller]
+fn noticed(mutation: Mutation, words: &str) {
+    let violations: Vec<String> = (0..400)
+        .filter_map(|seed| run(seed, mutation).violation)
+        .collect();
+    assert!(
+        violations.iter().any(|violation| violation.contains(words)),
+        "nobody noticed {mutation:?}: {violations:#?}"
+    );
+}
+
+#[test]
+fn a_source_forgotten_before_all_is_applied_is_noticed() {
+    noticed(Mutation::ForgetBeforeApplied, "lacks the acknowledged writes");
+}
+
+#[test]
+fn an_acker_recorded_late_is_noticed() {
+    noticed(Mutation::RecordAckerLate, "is not recorded as acker");
+}
+
+#[test]
+fn an_acker_removed_early_is_noticed() {
+    noticed(Mutation::RemoveAckerEarly, "is not recorded as acker");
+}
+
+#[test]
+fn two_writable_servers_are_noticed() {
+    noticed(Mutation::AllowBeforeStop, "take writes at the same time");
+}
+
+#[test]
+fn writes_before_semi_sync_are_noticed() {
+    noticed(Mutation::AllowBeforeSemiSync, "no other server has it");
+}
+
+#[test]
+fn a_wait_that_was_ended_is_noticed() {
+    noticed(Mutation::EndWaitsBySwitch, "no other server has it");
+}
+
+#[test]
+fn writes_allowed_unprotected_are_noticed() {
+    noticed(Mutation::AllowUnprotected, "no other server has it");
+}
