@@ -41,7 +41,7 @@ pub struct MonitorConfig {
     /// Where `mysql-slave` leads when there is no healthy Slave and no healthy Standby.
     #[serde(default = "default_slave_fallback")]
     pub slave_fallback: SlaveFallback,
-    /// Whether the monitor ends when the process that started it ends.
+    /// Whether the process ends when the one that started it ends; whoever runs the monitor sees to it.
     #[serde(default)]
     pub die_with_parent: bool,
     /// The application's database and user, made once per cluster; `None`: nothing is made.
@@ -119,50 +119,19 @@ pub enum ConfigError {
     Invalid(String),
 }
 
-/// Keys that the environment may set, as `MYSQL_SERVICE_MONITOR_<KEY>` in capitals: those with one value.
-const ENVIRONMENT_KEYS: [&str; 11] = [
-    "name",
-    "listen",
-    "allow_remote_without_login",
-    "state_directory",
-    "secret_file",
-    "durability",
-    "beat_milliseconds",
-    "probe_deadline_milliseconds",
-    "lag_limit_seconds",
-    "slave_fallback",
-    "die_with_parent",
-];
-
 impl MonitorConfig {
-    /// Reads a file; the environment has precedence over it.
+    /// Reads a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
             path: path.to_owned(),
             source,
         })?;
-        Self::parse(&text, |key| std::env::var(key).ok())
+        Self::parse(&text)
     }
 
-    /// Reads a text; what `environment` answers has precedence over it.
-    pub fn parse(text: &str, environment: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let overrides: Vec<(&str, toml::Value)> = ENVIRONMENT_KEYS
-            .iter()
-            .filter_map(|key| {
-                let name = format!("MYSQL_SERVICE_MONITOR_{}", key.to_ascii_uppercase());
-                environment(&name).map(|value| (*key, scalar(&value)))
-            })
-            .collect();
-        // Without overrides the text itself is read: then an error names its line.
-        let config: Self = if overrides.is_empty() {
-            toml::from_str(text)?
-        } else {
-            let mut table: toml::Table = text.parse()?;
-            for (key, value) in overrides {
-                table.insert(key.to_owned(), value);
-            }
-            table.try_into()?
-        };
+    /// Reads a text.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text)?;
         config.check()?;
         Ok(config)
     }
@@ -228,17 +197,6 @@ impl MonitorConfig {
     }
 }
 
-/// A value of the environment: a number or a truth value where it is one, else a text.
-fn scalar(text: &str) -> toml::Value {
-    match text {
-        "true" => toml::Value::Boolean(true),
-        "false" => toml::Value::Boolean(false),
-        _ => text
-            .parse()
-            .map_or_else(|_| toml::Value::String(text.to_owned()), toml::Value::Integer),
-    }
-}
-
 fn agent_authority(url: &str) -> &str {
     url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/')
 }
@@ -295,7 +253,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<MonitorConfig, String> {
-        MonitorConfig::parse(text, |_| None).map_err(|error| error.to_string())
+        MonitorConfig::parse(text).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -306,6 +264,17 @@ mod tests {
         assert_eq!(config.instances.len(), 3);
         assert!(config.application.is_some());
         let keys = [
+            "name",
+            "listen",
+            "allow_remote_without_login",
+            "state_directory",
+            "secret_file",
+            "durability",
+            "beat_milliseconds",
+            "probe_deadline_milliseconds",
+            "lag_limit_seconds",
+            "slave_fallback",
+            "die_with_parent",
             "database",
             "user",
             "password_file",
@@ -314,7 +283,7 @@ mod tests {
             "agent",
             "admin_port",
         ];
-        for key in ENVIRONMENT_KEYS.into_iter().chain(keys) {
+        for key in keys {
             assert!(
                 text.lines().any(|line| line.starts_with(&format!("{key} = "))),
                 "{key} is not explained in {}",
@@ -370,21 +339,5 @@ mod tests {
             let error = parse(&text).expect_err(&text);
             assert!(error.contains(expected), "{text}: {error}");
         }
-    }
-
-    #[test]
-    fn the_environment_has_precedence_over_the_file() {
-        let environment = |key: &str| match key {
-            "MYSQL_SERVICE_MONITOR_LISTEN" => Some("[::1]:3301".to_owned()),
-            "MYSQL_SERVICE_MONITOR_BEAT_MILLISECONDS" => Some("250".to_owned()),
-            "MYSQL_SERVICE_MONITOR_DIE_WITH_PARENT" => Some("true".to_owned()),
-            _ => None,
-        };
-        let config = MonitorConfig::parse("beat_milliseconds = 100", environment).unwrap();
-        assert_eq!(config.listen.to_string(), "[::1]:3301");
-        assert_eq!(config.beat_milliseconds, 250);
-        assert!(config.die_with_parent);
-        let bad = |key: &str| key.ends_with("_LISTEN").then(|| "x".to_owned());
-        assert!(MonitorConfig::parse("", bad).is_err());
     }
 }

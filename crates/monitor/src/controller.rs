@@ -419,13 +419,20 @@ impl<S: Store> Controller<S> {
         self.save_marks().await
     }
 
-    fn on_looked(&mut self, id: &InstanceId, look: Look) {
+    fn on_looked(&mut self, id: &InstanceId, mut look: Look) {
         let Some(view) = self.views.get_mut(id) else {
             return;
         };
         // A slow look that was begun before a newer one tells what is no longer so.
         if view.look.as_ref().is_some_and(|newest| look.began < newest.began) {
             return;
+        }
+        // While a wish waits for everybody's thorough look, the beat goes on: its looks do not unsay the others.
+        if self.healing.wishes_begun > 0
+            && let Ok(seen) = &mut look.result
+            && seen.preflight.is_none()
+        {
+            seen.preflight = view.observation().and_then(|before| before.preflight.clone());
         }
         view.record(look);
         self.note_mark(id);

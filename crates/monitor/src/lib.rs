@@ -57,10 +57,6 @@ const NEW_EVENTS_QUEUE: usize = 256;
 /// # Errors
 /// When it cannot start (configuration, secrets, state, port), and when the state can no longer be stored.
 pub async fn run(config: MonitorConfig, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
-    if config.die_with_parent {
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
-            .context("cannot ask to be ended with the parent process")?;
-    }
     let secrets = load_secrets(config.secret_file.as_deref())?;
     let listener = bind(&config).await?;
     let store = Arc::new(SqliteStore::open(&config.state_directory)?);

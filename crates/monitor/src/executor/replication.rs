@@ -16,6 +16,9 @@ use super::world::{RealWorld, failure, look};
 /// replica may be some seconds behind, and then the step is repeated.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
+/// For a source to have what its new replica has.
+const SOURCE_LIMIT: Duration = Duration::from_secs(2);
+
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
@@ -167,6 +170,8 @@ impl RealWorld {
                 }
                 Manner::Repoint => {
                     finish_received(at, &mut server, &seen).await?;
+                    let has = server.transactions().await.map_err(wrap)?;
+                    self.wait_until_source_has(source, at, &has).await?;
                     server.set_semi_sync_replica(acknowledge).await.map_err(wrap)?;
                     server.point_at(&address, &login).await.map_err(wrap)?;
                     server.start_replication().await.map_err(wrap)?;
@@ -176,6 +181,34 @@ impl RealWorld {
         }
         .await;
         self.keep(at, server, &result);
+        result
+    }
+
+    /// A source that lacks what its new replica has would refuse it, or let it diverge. One that is itself a
+    /// replica may be a moment behind the other.
+    async fn wait_until_source_has(
+        &mut self,
+        source: &InstanceId,
+        at: &InstanceId,
+        has: &Transactions,
+    ) -> Result<(), Failure> {
+        let mut server = self.server(source).await?;
+        let result = async {
+            let wrap = |error: mysql_client::Error| failure(source, &error);
+            if server.wait_until_applied(has, SOURCE_LIMIT).await.map_err(wrap)? {
+                return Ok(());
+            }
+            match server.transactions().await.map_err(wrap)?.lacks(has) {
+                Lacks::Nothing => Ok(()),
+                Lacks::These(missing) => Err(Failure::new(format!(
+                    "{at} has transactions that {source} lacks ({missing}): it does not follow it"
+                ))),
+                // What neither can tell the server itself finds out when the replica connects.
+                Lacks::Unknown(_) => Ok(()),
+            }
+        }
+        .await;
+        self.keep(source, server, &result);
         result
     }
 

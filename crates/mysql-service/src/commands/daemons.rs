@@ -22,12 +22,7 @@ pub(crate) fn instance(options: &Daemon) -> Result<(), Failure> {
 
 /// `monitor`.
 pub(crate) fn monitor(options: &Daemon) -> Result<(), Failure> {
-    let config = daemon::configuration(
-        "monitor",
-        options,
-        |_| (),
-        |text| MonitorConfig::parse(text, |_| None),
-    )?;
+    let config = daemon::configuration("monitor", options, |_| (), MonitorConfig::parse)?;
     daemon::run(options, config.die_with_parent, |stop| monitor::run(config, stop))
 }
 
