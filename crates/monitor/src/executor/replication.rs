@@ -199,12 +199,11 @@ impl RealWorld {
                 return Ok(());
             }
             match server.transactions().await.map_err(wrap)?.lacks(has) {
-                Lacks::Nothing => Ok(()),
                 Lacks::These(missing) => Err(Failure::new(format!(
                     "{at} has transactions that {source} lacks ({missing}): it does not follow it"
                 ))),
-                // What neither can tell the server itself finds out when the replica connects.
-                Lacks::Unknown(_) => Ok(()),
+                // What cannot be told here the source finds out itself when the replica connects.
+                Lacks::Nothing | Lacks::Unknown(_) => Ok(()),
             }
         }
         .await;
