@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use api::routes::Service;
 use secrecy::SecretString;
 use serde::Deserialize;
 use topology::ProxyId;
-
-use crate::route::Service;
 
 /// The environment variable that holds the token when there is no `token_file`.
 pub const TOKEN_VARIABLE: &str = "MYSQL_SERVICE_TOKEN";
@@ -181,7 +180,7 @@ mod tests {
     fn the_explained_file_is_complete_and_says_the_defaults() {
         let text = include_str!("../../../etc/proxy.toml");
         let explained = ProxyConfig::parse(text).unwrap();
-        assert_eq!(explained.service, Service::Master);
+        assert_eq!(explained.service, Service::MysqlMaster);
 
         // With every key that is commented out switched on it is still a configuration, and no key is missing.
         let everything: String = text

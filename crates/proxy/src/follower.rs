@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use api::client::{Client, EventStream};
-use api::routes::{Phase, ProxyAck, Routes};
+use api::routes::{Phase, ProxyAck, Routes, Service, ack_path, routes_path};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use topology::ProxyId;
 use crate::config::ProxyConfig;
 use crate::relay::{DataPath, Load};
 use crate::resolver::Resolver;
-use crate::route::{self, Service};
+use crate::route;
 
 /// How long a monitor may take to answer a request. A switchover waits for our acknowledgement not much longer.
 const REQUEST_LIMIT: Duration = Duration::from_secs(2);
@@ -127,7 +127,7 @@ impl Follower {
 
     /// Follows one monitor as long as its stream lasts. Returns whether it sent routes.
     async fn follow_one(&mut self, monitor: &Client) -> anyhow::Result<bool> {
-        let path = format!("/routes?proxy={}&service={}", self.id, self.service);
+        let path = routes_path(&self.id, self.service);
         let mut stream = tokio::time::timeout(REQUEST_LIMIT, monitor.events(&path))
             .await
             .context("the monitor does not answer in time")??;
@@ -182,7 +182,7 @@ impl Follower {
         let was_holding = held.is_some_and(|held| held.phase == Phase::Hold);
         let (generation, phase) = (routes.generation, routes.phase);
         let load = self.put_in_force(routes).await?;
-        if self.service == Service::Master && (was_holding || phase == Phase::Hold) {
+        if self.service == Service::MysqlMaster && (was_holding || phase == Phase::Hold) {
             tracing::info!(
                 "{phase:?} of generation {generation}: {} connections wait, {} are open",
                 load.held,
@@ -244,7 +244,7 @@ async fn next_routes(stream: &mut EventStream) -> anyhow::Result<Option<Routes>>
 
 /// Sends acknowledgements, always the newest.
 async fn send_acks(id: ProxyId, mut acks: watch::Receiver<Ack>) {
-    let path = format!("/api/v1/proxies/{id}/ack");
+    let path = ack_path(&id);
     while acks.changed().await.is_ok() {
         for attempt in 1..=ACK_ATTEMPTS {
             let Some((monitor, ack)) = acks.borrow_and_update().clone() else {

@@ -4,51 +4,9 @@
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::str::FromStr;
 
-use api::routes::{Phase, Routes, SlaveRoute};
-use serde::{Deserialize, Serialize};
+use api::routes::{Phase, Routes, Service, SlaveRoute};
 use topology::Address;
-
-/// What a proxy's port leads to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Service {
-    /// The master: read and write.
-    #[serde(rename = "mysql-master")]
-    Master,
-    /// A healthy slave: read only.
-    #[serde(rename = "mysql-slave")]
-    Slave,
-}
-
-impl Service {
-    /// The service's name, such as `mysql-master`.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Master => "mysql-master",
-            Self::Slave => "mysql-slave",
-        }
-    }
-}
-
-impl fmt::Display for Service {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.pad(self.name())
-    }
-}
-
-impl FromStr for Service {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "mysql-master" | "master" => Ok(Self::Master),
-            "mysql-slave" | "slave" => Ok(Self::Slave),
-            _ => Err(format!("`{text}` is not a service: `master` or `slave`")),
-        }
-    }
-}
 
 /// What a new connection wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,10 +98,10 @@ pub fn route(
         return Route::Wait(Wait::NoRoutes);
     };
     match (wish.service, routes.phase, &routes.master) {
-        (Service::Master, Phase::Hold, _) => Route::Wait(Wait::Switchover),
-        (Service::Master, Phase::Open | Phase::Abort, Some(master)) => Route::To(vec![master]),
-        (Service::Master, Phase::Open | Phase::Abort, None) => Route::Wait(Wait::NoMaster),
-        (Service::Slave, _, _) => route_to_slave(&routes.slaves, wish.lag_limit_seconds, load, random),
+        (Service::MysqlMaster, Phase::Hold, _) => Route::Wait(Wait::Switchover),
+        (Service::MysqlMaster, Phase::Open | Phase::Abort, Some(master)) => Route::To(vec![master]),
+        (Service::MysqlMaster, Phase::Open | Phase::Abort, None) => Route::Wait(Wait::NoMaster),
+        (Service::MysqlSlave, _, _) => route_to_slave(&routes.slaves, wish.lag_limit_seconds, load, random),
     }
 }
 
@@ -215,15 +173,15 @@ pub enum Fate {
 #[must_use]
 pub fn fate(routes: &Routes, service: Service, server: &Address) -> Fate {
     match service {
-        Service::Master => match (&routes.master, routes.phase) {
+        Service::MysqlMaster => match (&routes.master, routes.phase) {
             (Some(master), Phase::Open | Phase::Abort) if master != server => Fate::End,
             _ => Fate::Stay,
         },
-        Service::Slave if routes.slaves.is_empty() => Fate::Stay,
-        Service::Slave if routes.slaves.iter().any(|slave| slave.address == *server) => Fate::Stay,
+        Service::MysqlSlave if routes.slaves.is_empty() => Fate::Stay,
+        Service::MysqlSlave if routes.slaves.iter().any(|slave| slave.address == *server) => Fate::Stay,
         // It became the master: what came for read-only connections must not be able to write.
-        Service::Slave if routes.master.as_ref() == Some(server) => Fate::End,
-        Service::Slave => Fate::EndLater,
+        Service::MysqlSlave if routes.master.as_ref() == Some(server) => Fate::End,
+        Service::MysqlSlave => Fate::EndLater,
     }
 }
 
@@ -260,14 +218,14 @@ mod tests {
 
     fn master_wish() -> Wish {
         Wish {
-            service: Service::Master,
+            service: Service::MysqlMaster,
             lag_limit_seconds: None,
         }
     }
 
     fn slave_wish(lag_limit_seconds: Option<u64>) -> Wish {
         Wish {
-            service: Service::Slave,
+            service: Service::MysqlSlave,
             lag_limit_seconds,
         }
     }
@@ -379,14 +337,19 @@ mod tests {
 
     #[test]
     fn old_connections_end_only_when_there_is_somewhere_else_to_go() {
-        let master = |phase, port| fate(&routes(phase, port, vec![]), Service::Master, &address(1));
+        let master = |phase, port| fate(&routes(phase, port, vec![]), Service::MysqlMaster, &address(1));
         assert_eq!(master(Phase::Open, Some(1)), Fate::Stay);
         assert_eq!(master(Phase::Open, Some(2)), Fate::End);
         assert_eq!(master(Phase::Hold, Some(2)), Fate::Stay);
         assert_eq!(master(Phase::Open, None), Fate::Stay);
 
-        let slave_fate =
-            |master, slaves| fate(&routes(Phase::Open, master, slaves), Service::Slave, &address(1));
+        let slave_fate = |master, slaves| {
+            fate(
+                &routes(Phase::Open, master, slaves),
+                Service::MysqlSlave,
+                &address(1),
+            )
+        };
         assert_eq!(slave_fate(None, vec![slave(1, 99, 0)]), Fate::Stay);
         assert_eq!(slave_fate(Some(1), vec![slave(2, 0, 1)]), Fate::End);
         assert_eq!(

@@ -7,8 +7,7 @@ mod support;
 
 use std::time::Duration;
 
-use api::routes::Phase;
-use proxy::route::Service;
+use api::routes::{Phase, Service};
 use support::{Manner, Monitor, Proxy, Server, config, routes, wait_until, wait_until_still};
 
 const CONNECTIONS: usize = 1000;
@@ -20,7 +19,7 @@ fn a_thousand_idle_connections_cost_no_time() {
         Server::start("other", Manner::Keep),
     );
     let monitor = Monitor::start(routes(1, Phase::Open, Some(&master), &[]));
-    let proxy = Proxy::start_ready(config(Service::Master, &[&monitor]));
+    let proxy = Proxy::start_ready(config(Service::MysqlMaster, &[&monitor]));
     let mut clients: Vec<_> = (0..CONNECTIONS)
         .map(|_| {
             let mut client = proxy.connect();

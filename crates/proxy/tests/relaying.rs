@@ -8,9 +8,8 @@ use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
-use api::routes::Phase;
+use api::routes::{Phase, Service};
 use proxy::ProxyConfig;
-use proxy::route::Service;
 use support::{
     Client, Digest, Manner, Monitor, Noise, Proxy, Server, config, reset, routes, wait_until,
     wait_until_still,
@@ -25,7 +24,7 @@ struct Scene {
 fn scene(manner: Manner, change: impl FnOnce(&mut ProxyConfig)) -> Scene {
     let server = Server::start("server", manner);
     let monitor = Monitor::start(routes(1, Phase::Open, Some(&server), &[]));
-    let mut config = config(Service::Master, &[&monitor]);
+    let mut config = config(Service::MysqlMaster, &[&monitor]);
     change(&mut config);
     Scene {
         server,
@@ -211,7 +210,7 @@ fn draining_has_a_limit() {
 fn a_port_that_is_taken_is_a_clear_error() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let monitor = Monitor::start(routes(1, Phase::Open, None, &[]));
-    let mut config = config(Service::Master, &[&monitor]);
+    let mut config = config(Service::MysqlMaster, &[&monitor]);
     config.listen = taken.local_addr().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

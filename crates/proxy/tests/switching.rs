@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use api::routes::Phase;
-use proxy::route::Service;
+use api::routes::{Phase, Service};
 use support::{Manner, Monitor, Proxy, Server, config, routes, slave, wait_until};
 
 #[test]
@@ -19,7 +18,7 @@ fn a_switchover_holds_new_connections_and_ends_old_ones_at_its_end() {
         Server::start("new", Manner::Echo),
     );
     let monitor = Monitor::start(routes(1, Phase::Open, Some(&old), &[]));
-    let proxy = Proxy::start_ready(config(Service::Master, &[&monitor]));
+    let proxy = Proxy::start_ready(config(Service::MysqlMaster, &[&monitor]));
 
     let mut early = proxy.connect();
     assert_eq!(early.greeting(), Ok("old".to_owned()));
@@ -50,7 +49,7 @@ fn a_switchover_holds_new_connections_and_ends_old_ones_at_its_end() {
 fn an_aborted_switchover_leaves_everything_as_it_was() {
     let master = Server::start("master", Manner::Echo);
     let monitor = Monitor::start(routes(1, Phase::Open, Some(&master), &[]));
-    let proxy = Proxy::start_ready(config(Service::Master, &[&monitor]));
+    let proxy = Proxy::start_ready(config(Service::MysqlMaster, &[&monitor]));
     let mut early = proxy.connect();
     early.greeting().unwrap();
 
@@ -69,7 +68,7 @@ fn a_connection_that_has_not_been_greeted_moves_with_the_switchover() {
         Server::start("new", Manner::Echo),
     );
     let monitor = Monitor::start(routes(1, Phase::Open, Some(&old), &[]));
-    let proxy = Proxy::start_ready(config(Service::Master, &[&monitor]));
+    let proxy = Proxy::start_ready(config(Service::MysqlMaster, &[&monitor]));
     let mut client = proxy.connect();
     wait_until("on its way", || old.accepted() == 1);
 
@@ -86,7 +85,7 @@ fn nobody_is_refused_during_twenty_switchovers() {
         Server::start("two", Manner::Echo),
     ];
     let monitor = Monitor::start(routes(1, Phase::Open, Some(&servers[0]), &[]));
-    let proxy = Proxy::start_ready(config(Service::Master, &[&monitor]));
+    let proxy = Proxy::start_ready(config(Service::MysqlMaster, &[&monitor]));
     let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let clients: Vec<_> = (0..16)
         .map(|_| {
@@ -131,7 +130,7 @@ fn everybody_who_was_held_is_served_though_a_server_takes_few_at_once() {
         Server::start("new", Manner::Keep),
     );
     let monitor = Monitor::start(routes(1, Phase::Open, Some(&old), &[]));
-    let proxy = Proxy::start_ready(config(Service::Master, &[&monitor]));
+    let proxy = Proxy::start_ready(config(Service::MysqlMaster, &[&monitor]));
     monitor.publish_and_wait_for_ack(routes(2, Phase::Hold, Some(&old), &[]));
     let mut clients: Vec<_> = (0..500).map(|_| proxy.connect()).collect();
     wait_until("all are held", || {
@@ -151,7 +150,7 @@ fn a_lower_generation_is_ignored() {
         Server::start("wrong", Manner::Echo),
     );
     let monitor = Monitor::start(routes(7, Phase::Open, Some(&right), &[]));
-    let proxy = Proxy::start_ready(config(Service::Master, &[&monitor]));
+    let proxy = Proxy::start_ready(config(Service::MysqlMaster, &[&monitor]));
     let mut early = proxy.connect();
     early.greeting().unwrap();
     monitor.publish(routes(6, Phase::Open, Some(&wrong), &[]));
@@ -163,7 +162,7 @@ fn a_lower_generation_is_ignored() {
 #[test]
 fn who_waits_too_long_is_told_why() {
     let monitor = Monitor::start(routes(1, Phase::Open, None, &[]));
-    let mut config = config(Service::Master, &[&monitor]);
+    let mut config = config(Service::MysqlMaster, &[&monitor]);
     config.hold_limit_milliseconds = 200;
     let proxy = Proxy::start(config);
     wait_until("routes", || {
@@ -187,7 +186,7 @@ fn who_waits_too_long_is_told_why() {
 fn a_master_that_restarts_is_waited_for() {
     let master = Server::start("master", Manner::Echo);
     let monitor = Monitor::start(routes(1, Phase::Open, Some(&master), &[]));
-    let proxy = Proxy::start_ready(config(Service::Master, &[&monitor]));
+    let proxy = Proxy::start_ready(config(Service::MysqlMaster, &[&monitor]));
     let new = Server::start("back again", Manner::Echo);
     let mut moved = routes(2, Phase::Open, Some(&new), &[]);
     master.stop();
@@ -203,7 +202,7 @@ fn a_master_that_restarts_is_waited_for() {
 fn a_hold_that_no_monitor_ends_lapses() {
     let master = Server::start("master", Manner::Echo);
     let mut monitor = Monitor::start(routes(1, Phase::Open, Some(&master), &[]));
-    let mut config = config(Service::Master, &[&monitor]);
+    let mut config = config(Service::MysqlMaster, &[&monitor]);
     config.hold_limit_milliseconds = 3000;
     let proxy = Proxy::start_ready(config);
     let mut hold = routes(2, Phase::Hold, Some(&master), &[]);
@@ -232,7 +231,7 @@ fn losing_the_monitor_changes_nothing_and_the_next_one_is_followed() {
     let mut first = Monitor::start(routes(1, Phase::Open, Some(&old), &[]));
     let mut second = Monitor::start(routes(2, Phase::Open, Some(&new), &[]));
     second.stop();
-    let proxy = Proxy::start_ready(config(Service::Master, &[&first, &second]));
+    let proxy = Proxy::start_ready(config(Service::MysqlMaster, &[&first, &second]));
     let mut early = proxy.connect();
     early.greeting().unwrap();
     first.stop();
@@ -259,7 +258,7 @@ fn a_monitor_that_is_behind_does_not_keep_the_proxy() {
     );
     let mut first = Monitor::start(routes(2, Phase::Open, Some(&old), &[]));
     let behind = Monitor::start(routes(1, Phase::Open, Some(&new), &[]));
-    let proxy = Proxy::start_ready(config(Service::Master, &[&first, &behind]));
+    let proxy = Proxy::start_ready(config(Service::MysqlMaster, &[&first, &behind]));
     first.stop();
     wait_until("the one that is behind is asked", || {
         !behind.requests().is_empty()
@@ -280,7 +279,7 @@ fn the_monitor_learns_who_listens() {
     std::fs::write(&token, "t0ken\n").unwrap();
     let master = Server::start("master", Manner::Echo);
     let monitor = Monitor::start(routes(1, Phase::Open, Some(&master), &[]));
-    let mut config = config(Service::Master, &[&monitor]);
+    let mut config = config(Service::MysqlMaster, &[&monitor]);
     config.token_file = Some(token);
     let _proxy = Proxy::start_ready(config);
     monitor.publish_and_wait_for_ack(routes(2, Phase::Hold, Some(&master), &[]));
@@ -307,7 +306,7 @@ fn another_slave_is_tried_when_one_fails() {
     for manner in [Manner::Mute, Manner::Full] {
         let (bad, good) = (Server::start("bad", manner), Server::start("good", Manner::Echo));
         let monitor = Monitor::start(routes(1, Phase::Open, None, &[&bad, &good]));
-        let proxy = Proxy::start_ready(config(Service::Slave, &[&monitor]));
+        let proxy = Proxy::start_ready(config(Service::MysqlSlave, &[&monitor]));
         for _ in 0..8 {
             assert_eq!(proxy.connect().greeting(), Ok("good".to_owned()), "{manner:?}");
         }
@@ -325,7 +324,7 @@ fn another_slave_is_tried_when_one_fails() {
     let both = routes(1, Phase::Open, None, &[&gone, &good]);
     gone.stop();
     let monitor = Monitor::start(both);
-    let proxy = Proxy::start_ready(config(Service::Slave, &[&monitor]));
+    let proxy = Proxy::start_ready(config(Service::MysqlSlave, &[&monitor]));
     for _ in 0..8 {
         assert_eq!(proxy.connect().greeting(), Ok("good".to_owned()));
     }
@@ -335,7 +334,7 @@ fn another_slave_is_tried_when_one_fails() {
 fn the_last_error_of_a_server_reaches_the_client() {
     let full = Server::start("full", Manner::Full);
     let monitor = Monitor::start(routes(1, Phase::Open, Some(&full), &[]));
-    let proxy = Proxy::start_ready(config(Service::Master, &[&monitor]));
+    let proxy = Proxy::start_ready(config(Service::MysqlMaster, &[&monitor]));
     let error = proxy.connect().greeting().unwrap_err();
     assert_eq!(error, (1040, "Too many connections".to_owned()));
 }
@@ -347,7 +346,7 @@ fn slaves_share_connections_evenly() {
         Server::start("two", Manner::Keep),
     );
     let monitor = Monitor::start(routes(1, Phase::Open, None, &[&one, &two]));
-    let proxy = Proxy::start_ready(config(Service::Slave, &[&monitor]));
+    let proxy = Proxy::start_ready(config(Service::MysqlSlave, &[&monitor]));
     let clients: Vec<_> = (0..40)
         .map(|_| {
             let mut client = proxy.connect();
@@ -366,7 +365,7 @@ fn a_lag_limit_of_the_proxy_refuses_at_once() {
     let mut all = routes(1, Phase::Open, None, &[]);
     all.slaves = vec![slave(&behind, 100)];
     let monitor = Monitor::start(all.clone());
-    let mut config = config(Service::Slave, &[&monitor]);
+    let mut config = config(Service::MysqlSlave, &[&monitor]);
     config.lag_limit_seconds = Some(30);
     let proxy = Proxy::start(config);
     wait_until("routes", || {
@@ -391,7 +390,7 @@ fn readers_leave_a_slave_that_left_the_list_and_at_once_one_that_became_the_mast
         Server::start("staying", Manner::Echo),
     );
     let monitor = Monitor::start(routes(1, Phase::Open, None, &[&leaving]));
-    let mut config = config(Service::Slave, &[&monitor]);
+    let mut config = config(Service::MysqlSlave, &[&monitor]);
     config.departed_slave_seconds = 3;
     let proxy = Proxy::start_ready(config);
     let mut on_leaving = proxy.connect();

@@ -14,6 +14,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use api::routes::Service;
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -28,7 +29,7 @@ use super::slab::{Key, Slab};
 use super::socket;
 use crate::config::ProxyConfig;
 use crate::counters::Counters;
-use crate::route::{Service, Wish};
+use crate::route::Wish;
 
 // No key packs to these.
 const LISTENER: u64 = u64::MAX;

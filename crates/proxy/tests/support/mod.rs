@@ -9,9 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use api::routes::{Phase, ProxyAck, Routes, SlaveRoute};
+use api::routes::{Phase, ProxyAck, Routes, Service, SlaveRoute};
 use proxy::ProxyConfig;
-use proxy::route::Service;
 use topology::{Address, Generation};
 
 /// How long a test waits for what must come.
