@@ -1,6 +1,8 @@
 //! The monitor's HTTP interface, asked through real sockets. Its instances do not exist: what is tested is what
 //! the interface takes, refuses and says.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::time::Duration;
 
 use monitor::config::MonitorConfig;
