@@ -301,6 +301,8 @@ fn steps(
         }
     }
     if Some(from) != acker {
+        // Not before the new master takes writes: MySQL needs a second for it.
+        steps.extend(end_waits(situation, from));
         let joins = next.durability == Durability::SemiSync
             && (next.standby() == Some(from) || next.ackers.len() < WANTED)
             && !old.fenced_at.contains(to);
@@ -359,17 +361,10 @@ fn promotion(
     if situation.source(from) != Source::Nobody {
         steps.push(Step::ForgetSource { at: from.clone() });
     }
-    if situation
-        .trusted(from)
-        .is_some_and(|seen| seen.semi_sync.source_enabled)
-    {
-        // It is read-only and nobody waits there; as a replica its own applier would wait for ever.
-        steps.push(Step::SetSemiSyncSource {
-            at: from.clone(),
-            on: false,
-        });
-    }
     if let Some(acker) = acker {
+        if acker == from {
+            steps.extend(end_waits(situation, from));
+        }
         steps.push(Step::SetSemiSyncSource {
             at: to.clone(),
             on: true,
@@ -378,6 +373,18 @@ fn promotion(
     }
     steps.push(Step::AllowWrites { at: to.clone() });
     steps
+}
+
+/// The source side of semi-sync off at the old master before it follows: it is read-only and nobody waits there,
+/// but as a replica its own applier would wait for ever.
+fn end_waits(situation: &Situation<'_>, from: &InstanceId) -> Option<Step> {
+    situation
+        .trusted(from)
+        .is_some_and(|seen| seen.semi_sync.source_enabled)
+        .then(|| Step::SetSemiSyncSource {
+            at: from.clone(),
+            on: false,
+        })
 }
 
 /// Whether a remaining replica is led to the new master by the plan. Paused ones and those out of reach follow
