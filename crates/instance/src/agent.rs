@@ -156,7 +156,7 @@ async fn unless_stopped<T>(shutdown: &mut watch::Receiver<bool>, work: impl Futu
     tokio::select! {
         done = work => Some(done),
         // A sender that is gone will never say to stop.
-        Ok(_) = async { shutdown.wait_for(|stop| *stop).await.map(drop) } => None,
+        Ok(()) = async { shutdown.wait_for(|stop| *stop).await.map(drop) } => None,
     }
 }
 

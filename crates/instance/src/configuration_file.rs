@@ -400,12 +400,13 @@ mod tests {
             let text = rendered(&config, flavor, Purpose::Run);
             assert_eq!(setting(&text, read_only), Some("ON"));
             assert_eq!(setting(&text, timeout.0), Some(timeout.1));
+            let no_start = ["skip_slave_start", "skip_replica_start"].map(|name| setting(&text, name));
+            assert!(no_start.contains(&Some("ON")));
             for (name, value) in [
                 ("sync_binlog", "1"),
                 ("innodb_flush_log_at_trx_commit", "1"),
                 ("relay_log_recovery", "OFF"),
                 ("sync_relay_log", "1"),
-                ("skip_slave_start", "ON"),
                 ("event_scheduler", "OFF"),
                 ("binlog_expire_logs_seconds", "604800"),
                 ("server_id", "7"),

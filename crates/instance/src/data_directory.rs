@@ -159,15 +159,14 @@ fn existing(contents: &Contents, identity: &Identity, instance: &InstanceId) -> 
 }
 
 fn foreign(contents: &Contents) -> Start {
-    let what = match contents.system {
-        Some(flavor) => format!("the data of a {flavor} server that this program did not make"),
-        None => {
-            let mut some = contents.names.iter().take(3).cloned().collect::<Vec<_>>();
-            if contents.names.len() > some.len() {
-                some.push("…".to_owned());
-            }
-            format!("files that are no complete data directory ({})", some.join(", "))
+    let what = if let Some(flavor) = contents.system {
+        format!("the data of a {flavor} server that this program did not make")
+    } else {
+        let mut some = contents.names.iter().take(3).cloned().collect::<Vec<_>>();
+        if contents.names.len() > some.len() {
+            some.push("…".to_owned());
         }
+        format!("files that are no complete data directory ({})", some.join(", "))
     };
     Start::Unclear(format!(
         "the data directory has {what} and no {}; it is left as it is. Choose an empty data_directory, or move \

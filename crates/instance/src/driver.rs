@@ -4,12 +4,13 @@
 //! process is noticed and told at once, whatever else is going on. Jobs belong to one server process: when it
 //! ends they are dropped.
 
+mod hearing;
+mod jobs;
+
 use std::time::Duration;
 
-use anyhow::Context as _;
 use api::agent::{ApplicationRequest, HeartbeatReply, ScheduledEvent};
 use api::client::Client;
-use api::operation::SwitchoverRequest;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -20,8 +21,8 @@ use tokio::time::Instant;
 use topology::AccountNumber;
 use topology::observation::ServerState;
 
-use crate::accounts::{self, AdministerError};
-use crate::fence::{self, Closed, Verdict};
+use self::jobs::{Done, administer, answer, ask_for_switchover};
+use crate::fence::{Closed, Verdict};
 use crate::identity::Identity;
 use crate::lifecycle::{self, Decision, Restarts, Wish};
 use crate::notes::{Notes, ServerProcess};
@@ -95,24 +96,6 @@ enum Phase {
     Stopped,
 }
 
-/// How a job ended.
-enum Done {
-    /// The server answered: with sessions for root, or with why it has none.
-    Answered(Result<RootSessions, Error>),
-    /// The guard was looked after.
-    Kept(Result<(), Error>),
-    /// The fence was closed, or not.
-    Fenced(Result<Closed, Error>),
-    /// The server is stopped; how.
-    Stopped(String),
-    /// A request was answered.
-    Replied,
-    /// An account change holds up every login for an acknowledgement that cannot come.
-    Stuck(String),
-    /// The monitor was asked for a switchover.
-    SwitchoverAsked(Result<(), String>),
-}
-
 /// The driver.
 pub(crate) struct Driver {
     starter: Starter,
@@ -123,6 +106,9 @@ pub(crate) struct Driver {
     publish: watch::Sender<Snapshot>,
     events: mpsc::Receiver<Event>,
     phase: Phase,
+    state: ServerState,
+    /// A word about the state.
+    detail: String,
     jobs: FuturesUnordered<BoxFuture<'static, Done>>,
     restarts: Restarts,
     /// What the newest reply meant.
@@ -166,6 +152,8 @@ impl Driver {
             publish: parts.publish,
             events: parts.events,
             phase: Phase::Stopped,
+            state: ServerState::Starting,
+            detail: String::new(),
             jobs: FuturesUnordered::new(),
             restarts: Restarts::default(),
             verdict: None,
@@ -196,7 +184,11 @@ impl Driver {
             if self.shutting_down && matches!(self.phase, Phase::Stopped) {
                 return Ok(());
             }
-            let process = self.process().cloned();
+            // While it is being stopped, the stop itself tells how it ended.
+            let process = match &self.phase {
+                Phase::Stopping { .. } => None,
+                _ => self.process().cloned(),
+            };
             let again = match self.phase {
                 Phase::Crashed { again } => Some(again),
                 _ => None,
@@ -235,12 +227,29 @@ impl Driver {
         }
     }
 
-    fn publish(&self, state: ServerState, detail: impl Into<String>) {
+    fn publish(&mut self, state: ServerState, detail: impl Into<String>) {
+        self.state = state;
+        self.detail = detail.into();
+        self.refresh();
+    }
+
+    fn set_detail(&mut self, detail: &str) {
+        self.publish(self.state, detail);
+    }
+
+    /// Publishes everything as it is now.
+    fn refresh(&self) {
+        let standing = self.standing_problem().unwrap_or_default();
+        let detail = [self.detail.as_str(), &standing]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join("; ");
         let snapshot = Snapshot {
             identity: Some(self.identity.clone()),
             version: Some(self.identity.version),
-            state,
-            detail: detail.into(),
+            state: self.state,
+            detail,
             server_pid: self.process().map(Process::pid),
             generation: self.notes.generation,
         };
@@ -251,12 +260,20 @@ impl Driver {
         });
     }
 
-    fn state(&self) -> ServerState {
-        self.publish.borrow().state
-    }
-
-    fn set_detail(&self, detail: &str) {
-        self.publish(self.state(), detail);
+    /// What is wrong whatever the server is doing.
+    fn standing_problem(&self) -> Option<String> {
+        match self.verdict.as_ref()? {
+            Verdict::OtherCluster { monitor } => {
+                let own = self.identity.cluster.as_ref()?;
+                Some(format!(
+                    "the data belongs to another cluster ({own}) than the monitor's ({monitor})"
+                ))
+            }
+            Verdict::OtherIncarnation => Some(
+                "the cluster knows another data directory under this name; this one has no role".to_owned(),
+            ),
+            _ => None,
+        }
     }
 
     // ---- Starting
@@ -334,6 +351,8 @@ impl Driver {
         if !adopted && version > self.identity.version {
             self.remember_version();
         }
+        // What it said until now was about its start.
+        self.log_offset = server::log_length(&self.starter.config.error_log());
         self.phase = Phase::Running { process, sessions };
         self.publish(ServerState::Running, detail);
     }
@@ -358,10 +377,6 @@ impl Driver {
         self.keeping = false;
         self.notes.server = None;
         let ran = self.process().map(Process::running_for).unwrap_or_default();
-        if matches!(self.phase, Phase::Stopping { .. }) {
-            self.stopped(format!("it {exit}"));
-            return;
-        }
         // Told first, written and explained afterwards.
         let pause = self.restarts.pause_after(exit, ran);
         self.phase = Phase::Crashed {
@@ -372,26 +387,34 @@ impl Driver {
             self.publish(ServerState::Starting, "it asked to be started again");
         } else {
             self.publish(ServerState::Crashed, format!("it {exit}"));
-            let tail = server::log_tail(&self.starter.config.error_log(), self.log_offset, ERROR_LINES);
-            tracing::error!(
-                "the server {exit} after {} s; it is started again, read-only, {}. Its last words ({}):\n{}",
-                ran.as_secs(),
-                if pause.is_zero() {
-                    "at once".to_owned()
-                } else {
-                    format!("in {} s", pause.as_secs())
-                },
-                self.starter.config.error_log().display(),
-                tail.join("\n")
-            );
-            if let Some(last) = tail.last() {
-                self.publish(ServerState::Crashed, format!("it {exit}; its last words: {last}"));
-            }
+            self.tell_of_crash(exit, ran, pause);
         }
         self.save_notes();
         if self.shutting_down {
             self.stopped(format!("it {exit}"));
         }
+    }
+
+    fn tell_of_crash(&mut self, exit: Exit, ran: Duration, pause: Duration) {
+        let log = self.starter.config.error_log();
+        let tail = server::log_tail(&log, self.log_offset, ERROR_LINES);
+        let again = if pause.is_zero() {
+            "at once".to_owned()
+        } else {
+            format!("in {} s", pause.as_secs())
+        };
+        // The first of the last errors is the cause, the others follow from it.
+        let words = match tail.first() {
+            None => String::new(),
+            Some(cause) => {
+                self.publish(ServerState::Crashed, format!("it {exit}: {cause}"));
+                format!(". Its last words ({}):\n{}", log.display(), tail.join("\n"))
+            }
+        };
+        tracing::error!(
+            "the server {exit} after {} s; it is started again, read-only, {again}{words}",
+            ran.as_secs()
+        );
     }
 
     fn stopped(&mut self, how: String) {
@@ -509,125 +532,12 @@ impl Driver {
         }
     }
 
-    fn on_heard(&mut self, reply: &HeartbeatReply) -> anyhow::Result<()> {
-        let verdict = fence::judge(reply, &self.identity, &self.notes);
-        if fence::remember(&mut self.notes, &verdict, reply.generation) {
-            self.save_notes();
-            self.set_detail(&self.publish.borrow().detail.clone());
-        }
-        if verdict == Verdict::Stale {
-            return Ok(());
-        }
-        if let Verdict::OtherCluster { monitor } = &verdict {
-            if self.verdict.as_ref() != Some(&verdict) {
-                let own = self
-                    .identity
-                    .cluster
-                    .as_ref()
-                    .map(ToString::to_string)
-                    .unwrap_or_default();
-                tracing::error!(
-                    "the data belongs to the cluster {own}, and the monitor is of the cluster {monitor}: nothing that \
-                     it says counts, and the server stays as it is. Correct `monitor`, or mount the right data"
-                );
-                self.set_detail(&format!(
-                    "the data belongs to another cluster ({own}) than the monitor's ({monitor})"
-                ));
-                // A monitor of the own cluster that was heard before has decided; without one nobody has.
-                if self.verdict.is_none() {
-                    self.fence(false);
-                }
-                self.verdict = Some(verdict);
-            }
-            return Ok(());
-        }
-        if self.identity.cluster.is_none() {
-            self.identity.cluster = Some(reply.cluster.clone());
-            self.identity
-                .save(&self.starter.config.data_directory)
-                .context("remember the cluster that the data belongs to")?;
-            tracing::info!(cluster = %reply.cluster, "the data belongs to this cluster from now on");
-            self.set_detail(&self.publish.borrow().detail.clone());
-        }
-        self.tell(&verdict);
-        let deposed = matches!(verdict, Verdict::Other { deposed: true, .. })
-            && self.verdict.as_ref() != Some(&verdict);
-        let forbids = verdict.forbids_writes();
-        self.verdict = Some(verdict);
-        if forbids {
-            self.fence(deposed);
-        }
-        if self.leaving.is_some() && self.verdict != Some(Verdict::Master) {
-            tracing::info!("another server is the master now");
-            self.stop();
-        }
-        Ok(())
-    }
-
-    /// Says once what a new verdict means.
-    fn tell(&self, verdict: &Verdict) {
-        if self.verdict.as_ref() == Some(verdict) {
-            return;
-        }
-        let generation = self.notes.generation;
-        match verdict {
-            Verdict::Master => tracing::info!(%generation, "this server is the master"),
-            Verdict::Other {
-                master,
-                deposed: true,
-            } => {
-                tracing::warn!(%generation, %master, "another server is the master now; this one is read-only");
-            }
-            Verdict::Other {
-                master,
-                deposed: false,
-            } => tracing::info!(%generation, %master, "heard who is the master"),
-            Verdict::Nobody => tracing::info!(%generation, "the monitor has no master yet"),
-            Verdict::OtherIncarnation => tracing::error!(
-                "the cluster knows another data directory under the name {}: this one has no role and stays \
-                 read-only. Was its volume mounted? If this data is to be used, unregister and register the instance",
-                self.identity.instance
-            ),
-            Verdict::Stale | Verdict::OtherCluster { .. } => {}
-        }
-        if *verdict == Verdict::OtherIncarnation {
-            self.set_detail("the cluster knows another data directory under this name; this one has no role");
-        } else if self.verdict == Some(Verdict::OtherIncarnation) {
-            self.set_detail("");
-        }
-    }
-
-    /// Makes the server read-only if it is not; ends its clients' connections too when it was the master.
-    fn fence(&mut self, clients_too: bool) {
-        let Some(sessions) = self.sessions().cloned() else {
-            return;
-        };
-        if self.fencing {
-            return;
-        }
-        self.fencing = true;
-        self.jobs.push(Box::pin(async move {
-            let close = async {
-                let mut guard = sessions.guard().await?;
-                let outcome = fence::close(&mut guard, clients_too).await;
-                guard.give_back(outcome)
-            };
-            Done::Fenced(match tokio::time::timeout(fence::CLOSE_LIMIT, close).await {
-                Ok(outcome) => outcome,
-                Err(_) => Err(Error::Unexpected(format!(
-                    "the server was not made read-only within {} s",
-                    fence::CLOSE_LIMIT.as_secs()
-                ))),
-            })
-        }));
-    }
-
     fn on_asked(&mut self, request: Request, reply: oneshot::Sender<Result<Answer, Refusal>>) {
         let wish = match request {
             Request::Shutdown => Wish::Shutdown,
             _ => Wish::Administer,
         };
-        let answer = match lifecycle::decide(self.state(), wish) {
+        let answer = match lifecycle::decide(self.state, wish) {
             Decision::Refuse(reason) => Err(Refusal::NotNow(reason.to_owned())),
             Decision::AlreadySo => Ok(Answer::Begun),
             Decision::Accept => match (request, self.sessions().cloned()) {
@@ -687,7 +597,7 @@ impl Driver {
                          while they do, and new writes queue behind them"
                     ),
                     Err(error) => {
-                        tracing::error!("the server cannot be made read-only: {error}; trying again")
+                        tracing::error!("the server cannot be made read-only: {error}; trying again");
                     }
                 }
             }
@@ -696,7 +606,6 @@ impl Driver {
                     self.stopped(how);
                 }
             }
-            Done::Replied => {}
             Done::Stuck(reason) => {
                 tracing::error!("{reason}: killing the server, which recovers as from a crash");
                 if let Some(Err(error)) = self
@@ -706,7 +615,7 @@ impl Driver {
                     tracing::error!("the server cannot be killed: {error}");
                 }
             }
-            Done::SwitchoverAsked(Ok(())) => {}
+            Done::Replied | Done::SwitchoverAsked(Ok(())) => {}
             Done::SwitchoverAsked(Err(reason)) => {
                 if self.leaving.is_some() {
                     tracing::warn!("no switchover: {reason}; stopping the master without it");
@@ -722,73 +631,4 @@ async fn ended(process: Option<&Process>) -> Exit {
         Some(process) => process.wait().await,
         None => std::future::pending().await,
     }
-}
-
-/// Waits until the server answers, and logs root in.
-async fn answer(endpoint: Endpoint, secrets: SecretFile) -> Done {
-    let login = match secrets.root() {
-        Ok(login) => login,
-        Err(error) => return Done::Answered(Err(Error::Unexpected(error.to_string()))),
-    };
-    loop {
-        match RootSessions::open(endpoint.clone(), login.clone()).await {
-            Err(Error::Unreachable { .. } | Error::Deadline { .. } | Error::TooManyConnections { .. }) => {
-                tokio::time::sleep(READY_POLL).await;
-            }
-            outcome => return Done::Answered(outcome),
-        }
-    }
-}
-
-async fn administer(
-    request: Request,
-    sessions: RootSessions,
-    secrets: SecretFile,
-    reply: oneshot::Sender<Result<Answer, Refusal>>,
-) -> Done {
-    let outcome = match request {
-        Request::EnsureAccount(account) => accounts::ensure_replication_account(&sessions, &secrets, account)
-            .await
-            .map(|()| Answer::Done),
-        Request::LockAccount(account) => accounts::lock_replication_account(&sessions, account)
-            .await
-            .map(|()| Answer::Done),
-        Request::UnlockAccount(account) => accounts::unlock_replication_account(&sessions, account)
-            .await
-            .map(|()| Answer::Done),
-        Request::ListEvents => accounts::enabled_events(&sessions).await.map(Answer::Events),
-        Request::EnableEvents(events) => accounts::enable_events(&sessions, events)
-            .await
-            .map(|()| Answer::Done),
-        Request::DisableEvents => accounts::disable_events(&sessions).await.map(Answer::Events),
-        Request::EnsureApplication(request) => accounts::ensure_application(&sessions, &request)
-            .await
-            .map(|()| Answer::Done),
-        // Not by SQL: the driver does it itself.
-        Request::Shutdown => Ok(Answer::Begun),
-    };
-    let (answer, done) = match outcome {
-        Ok(answer) => (Ok(answer), Done::Replied),
-        Err(AdministerError::Refused(reason)) => (Err(Refusal::NoSense(reason)), Done::Replied),
-        Err(AdministerError::Failed(reason)) => (Err(Refusal::Failed(reason)), Done::Replied),
-        Err(AdministerError::Stuck(reason)) => (Err(Refusal::Failed(reason.clone())), Done::Stuck(reason)),
-    };
-    // Whoever asked may be gone.
-    drop(reply.send(answer));
-    done
-}
-
-async fn ask_for_switchover(monitors: Vec<Client>) -> Done {
-    let request = SwitchoverRequest {
-        to: None,
-        dry_run: false,
-    };
-    let mut last = String::new();
-    for monitor in monitors {
-        match monitor.switchover(&request).await {
-            Ok(_) => return Done::SwitchoverAsked(Ok(())),
-            Err(error) => last = error.to_string(),
-        }
-    }
-    Done::SwitchoverAsked(Err(last))
 }

@@ -36,6 +36,7 @@ pub struct ExecServer {
 ///
 /// # Errors
 /// It only returns when it failed.
+#[must_use]
 pub fn exec_server(request: &ExecServer) -> anyhow::Error {
     if let Err(error) = prepare(request) {
         return error;

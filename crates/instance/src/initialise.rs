@@ -11,6 +11,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -43,14 +44,14 @@ pub struct Initialisation<'a> {
 }
 
 /// Filling a data directory takes 1 to 5 s; on a slow disk a minute.
-const INSTALL_LIMIT: Duration = Duration::from_secs(600);
+const INSTALL_LIMIT: Duration = Duration::from_mins(10);
 /// The new server answers within a second; on a busy machine within some ten.
-const START_LIMIT: Duration = Duration::from_secs(120);
-const STOP_LIMIT: Duration = Duration::from_secs(120);
+const START_LIMIT: Duration = Duration::from_mins(2);
+const STOP_LIMIT: Duration = Duration::from_mins(2);
 const STATEMENT_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The users of a new server, and what each may do. Every privilege is for something; the reasons stand in
-/// `docs/users.md`.
+/// `docs/privileges.md`.
 #[must_use]
 pub fn grants_of_repl() -> Vec<(&'static str, &'static str)> {
     vec![("REPLICATION SLAVE, PROCESS", "*.*")]
@@ -122,7 +123,6 @@ pub fn prepare_directories(config: &InstanceConfig, launcher: &Launcher) -> anyh
                 .with_context(|| format!("give {key} `{}` to the user {}", directory.display(), user.name))?;
         }
     }
-    use std::os::unix::fs::PermissionsExt as _;
     // What lies in the data directory is nobody else's to read.
     fs::set_permissions(&config.data_directory, fs::Permissions::from_mode(0o750))
         .with_context(|| format!("protect `{}`", config.data_directory.display()))
@@ -282,7 +282,7 @@ async fn start_for_users(
 ) -> anyhow::Result<Bound> {
     let config = request.config;
     let mut arguments = vec![option("--defaults-file", settings)];
-    arguments.extend(["--skip-networking", "--skip-log-bin", "--skip-slave-start"].map(OsString::from));
+    arguments.extend(["--skip-networking", "--skip-log-bin"].map(OsString::from));
     let log = config.error_log();
     let offset = server::log_length(&log);
     let process = Bound(launcher.start(&request.binaries.server, &arguments, &log).await?);

@@ -69,10 +69,10 @@ pub struct Restarts {
 }
 
 /// A server that ran so long was started well: its next crash is a first one.
-pub const RAN_WELL: Duration = Duration::from_secs(60);
+pub const RAN_WELL: Duration = Duration::from_mins(1);
 
 /// The longest pause: a person who repairs something does not wait much longer than that.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 impl Restarts {
     /// The pause before the next start of a server that ended with `exit` after running for `ran`.

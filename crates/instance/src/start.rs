@@ -17,7 +17,7 @@ use crate::data_directory;
 use crate::identity::Identity;
 use crate::initialise::prepare_directories;
 use crate::memory;
-use crate::notes::Notes;
+use crate::notes::{Notes, ServerProcess};
 use crate::report::disk;
 use crate::server::{self, Launcher, Process};
 
@@ -133,7 +133,7 @@ impl Starter {
     /// # Errors
     /// When a process works in the data directory that no agent of ours started.
     pub(crate) fn adopt(&self, notes: &Notes) -> anyhow::Result<Option<Process>> {
-        if let Some(server) = notes.server.filter(|server| server.is_running()) {
+        if let Some(server) = notes.server.filter(ServerProcess::is_running) {
             let process = Process::adopt(server.pid)
                 .with_context(|| format!("watch the running server, process {}", server.pid))?;
             return Ok(Some(process));

@@ -30,7 +30,7 @@ pub(crate) enum Known {
 }
 
 /// A clean shutdown of a large server writes its whole buffer pool.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(600);
+const SHUTDOWN_LIMIT: Duration = Duration::from_mins(10);
 
 /// How often waiting commits are looked at.
 const POLL: Duration = Duration::from_millis(50);
@@ -48,7 +48,9 @@ pub(crate) async fn stop(process: Process, known: Known, grace: Duration) -> Str
             match quiet_by(&sessions, &process, deadline).await {
                 Quiet::Yes => {
                     if let Err(error) = end_the_rest(&sessions).await {
-                        tracing::warn!("the last sessions cannot be ended, and the stop may take longer: {error}");
+                        tracing::warn!(
+                            "the last sessions cannot be ended, and the stop may take longer: {error}"
+                        );
                     }
                     shut_down(&process).await
                 }

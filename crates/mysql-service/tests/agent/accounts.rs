@@ -47,7 +47,12 @@ async fn nobody_can_do_more_than_the_job_needs(flavor: Flavor) {
         }
     }
     let mut repl = agent.connect(&agent.secrets.repl().unwrap()).await.unwrap();
-    for sql in ["SET GLOBAL read_only = 1", "FLUSH LOGS", "KILL 1", "SET GLOBAL event_scheduler = 0"] {
+    for sql in [
+        "SET GLOBAL read_only = 1",
+        "FLUSH LOGS",
+        "KILL 1",
+        "SET GLOBAL event_scheduler = 0",
+    ] {
         assert!(repl.execute(sql).await.is_err(), "repl may: {sql}");
     }
     // Read-only holds for dba, too: it has no right to write anywhere, and the flag stops the rest.
@@ -63,7 +68,9 @@ async fn nobody_can_do_more_than_the_job_needs(flavor: Flavor) {
     dba.set_semi_sync_replica(true).await.unwrap();
     dba.set_event_scheduler(true).await.unwrap();
     let source = "127.0.0.1:1".parse().unwrap();
-    dba.point_at(&source, &agent.secrets.repl().unwrap()).await.unwrap();
+    dba.point_at(&source, &agent.secrets.repl().unwrap())
+        .await
+        .unwrap();
     dba.start_replication().await.unwrap();
     dba.stop_replication().await.unwrap();
     dba.forget_source().await.unwrap();
@@ -90,7 +97,10 @@ async fn accounts_are_made_through_the_binlog_and_only_at_a_writable_server(flav
     // Where nobody can acknowledge, nothing is begun that would keep everybody out.
     let mut dba = agent.dba().await;
     dba.set_semi_sync_source(true).await.unwrap();
-    let refused = post(&agent, "/api/v1/replication-accounts/8/ensure").await.unwrap_err().to_string();
+    let refused = post(&agent, "/api/v1/replication-accounts/8/ensure")
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("acknowledges"), "{refused}");
     post(&agent, path).await.unwrap();
     dba.set_semi_sync_source(false).await.unwrap();
@@ -101,7 +111,11 @@ async fn accounts_are_made_through_the_binlog_and_only_at_a_writable_server(flav
         password: r#"'"\%é"#.to_owned(),
     };
     for _ in 0..2 {
-        agent.client.post_empty("/api/v1/application/ensure", &application).await.unwrap();
+        agent
+            .client
+            .post_empty("/api/v1/application/ensure", &application)
+            .await
+            .unwrap();
     }
     let login = Login::new(application.user, Password::new(application.password));
     let mut server = agent.connect(&login).await.unwrap();
@@ -118,7 +132,9 @@ async fn pair(flavor: Flavor) -> (TestAgent, TestAgent, Server) {
     let replica = TestAgent::start(Setup::of(flavor)).await;
     master.allow_writes().await;
     let login = master.application().await;
-    post(&master, "/api/v1/replication-accounts/1/ensure").await.unwrap();
+    post(&master, "/api/v1/replication-accounts/1/ensure")
+        .await
+        .unwrap();
     let mut dba = replica.dba().await;
     dba.set_semi_sync_replica(true).await.unwrap();
     let account = master.secrets.replication(AccountNumber(1)).unwrap();
@@ -126,13 +142,20 @@ async fn pair(flavor: Flavor) -> (TestAgent, TestAgent, Server) {
     dba.start_replication().await.unwrap();
     until("the replica streams", LIMIT, async || {
         let seen = dba.observe(Depth::Ordinary).await.unwrap();
-        seen.replication.is_some_and(|replication| replication.receiver == Receiver::Running)
+        seen.replication
+            .is_some_and(|replication| replication.receiver == Receiver::Running)
     })
     .await;
     let mut at_master = master.dba().await;
     at_master.set_semi_sync_source(true).await.unwrap();
     until("the replica acknowledges", LIMIT, async || {
-        at_master.observe(Depth::Ordinary).await.unwrap().semi_sync.source_clients == 1
+        at_master
+            .observe(Depth::Ordinary)
+            .await
+            .unwrap()
+            .semi_sync
+            .source_clients
+            == 1
     })
     .await;
     let mut application = master.connect(&login).await.unwrap();
@@ -142,17 +165,26 @@ async fn pair(flavor: Flavor) -> (TestAgent, TestAgent, Server) {
 
 async fn a_locked_replica_cannot_acknowledge(flavor: Flavor) {
     let (master, replica, mut application) = pair(flavor).await;
-    post(&master, "/api/v1/replication-accounts/1/lock").await.unwrap();
+    post(&master, "/api/v1/replication-accounts/1/lock")
+        .await
+        .unwrap();
     // It is gone when the agent says so.
     let mut dba = master.dba().await;
     assert!(dba.dump_threads_of("repl_1").await.unwrap().is_empty());
-    post(&master, "/api/v1/replication-accounts/1/lock").await.unwrap();
+    post(&master, "/api/v1/replication-accounts/1/lock")
+        .await
+        .unwrap();
     let before = master.dba().await.transactions().await.unwrap();
     let write = tokio::spawn(async move {
         application.execute("INSERT INTO app.t VALUES (2)").await.unwrap();
     });
     until("the write waits", LIMIT, async || {
-        dba.observe(Depth::Ordinary).await.unwrap().semi_sync.waiting_sessions > 0
+        dba.observe(Depth::Ordinary)
+            .await
+            .unwrap()
+            .semi_sync
+            .waiting_sessions
+            > 0
     })
     .await;
     // The replica tries to come back, and may not.
@@ -160,15 +192,28 @@ async fn a_locked_replica_cannot_acknowledge(flavor: Flavor) {
     until("the replica is refused", LIMIT, async || {
         let seen = at_replica.observe(Depth::Ordinary).await.unwrap();
         let replication = seen.replication.unwrap();
-        replication.receiver != Receiver::Running && replication.receiver_error.to_lowercase().contains("locked")
+        replication.receiver != Receiver::Running
+            && replication.receiver_error.to_lowercase().contains("locked")
     })
     .await;
     assert!(!write.is_finished());
     let seen = dba.observe(Depth::Ordinary).await.unwrap();
-    assert_eq!((seen.semi_sync.source_clients, seen.semi_sync.source_active), (0, true));
+    assert_eq!(
+        (seen.semi_sync.source_clients, seen.semi_sync.source_active),
+        (0, true)
+    );
     // The lock left no transaction of its own: what the replica has is what the master had.
-    assert!(at_replica.transactions().await.unwrap().lacks(&before).is_nothing());
-    post(&master, "/api/v1/replication-accounts/1/unlock").await.unwrap();
+    assert!(
+        at_replica
+            .transactions()
+            .await
+            .unwrap()
+            .lacks(&before)
+            .is_nothing()
+    );
+    post(&master, "/api/v1/replication-accounts/1/unlock")
+        .await
+        .unwrap();
     tokio::time::timeout(LIMIT, write).await.unwrap().unwrap();
 }
 
@@ -183,7 +228,13 @@ async fn events_are_switched_without_a_trace(flavor: Flavor) {
     }
     agent.dba().await.set_event_scheduler(true).await.unwrap();
     let before = agent.dba().await.transactions().await.unwrap();
-    let list = async || agent.client.get::<ScheduledEvents>("/api/v1/events").await.unwrap();
+    let list = async || {
+        agent
+            .client
+            .get::<ScheduledEvents>("/api/v1/events")
+            .await
+            .unwrap()
+    };
     assert_eq!(list().await.events.len(), 1);
     let were: ScheduledEvents = agent
         .client
@@ -191,12 +242,29 @@ async fn events_are_switched_without_a_trace(flavor: Flavor) {
         .await
         .unwrap();
     assert_eq!(were.events.len(), 1);
-    assert_eq!((were.events[0].schema.as_str(), were.events[0].name.as_str()), ("app", "one"));
+    assert_eq!(
+        (were.events[0].schema.as_str(), were.events[0].name.as_str()),
+        ("app", "one")
+    );
     assert!(list().await.events.is_empty());
-    let scheduler = async || agent.dba().await.observe(Depth::Ordinary).await.unwrap().event_scheduler;
+    let scheduler = async || {
+        agent
+            .dba()
+            .await
+            .observe(Depth::Ordinary)
+            .await
+            .unwrap()
+            .event_scheduler
+    };
     assert!(!scheduler().await);
-    let request = EventsRequest { events: Some(were.events.clone()) };
-    agent.client.post_empty("/api/v1/events/enable", &request).await.unwrap();
+    let request = EventsRequest {
+        events: Some(were.events.clone()),
+    };
+    agent
+        .client
+        .post_empty("/api/v1/events/enable", &request)
+        .await
+        .unwrap();
     assert_eq!(list().await, were);
     assert!(scheduler().await);
     assert_eq!(agent.dba().await.transactions().await.unwrap(), before);
@@ -210,23 +278,49 @@ async fn strangers_are_not_heard(flavor: Flavor) {
         if let Some(token) = token {
             client = client.with_token(token);
         }
-        for path in ["/api/v1/shutdown", "/api/v1/replication-accounts/1/lock", "/api/v1/nothing"] {
-            let error = client.post_empty(path, &EventsRequest::default()).await.unwrap_err();
-            assert!(matches!(error, ApiError::Status { status: 401, .. }), "{path}: {error}");
+        for path in [
+            "/api/v1/shutdown",
+            "/api/v1/replication-accounts/1/lock",
+            "/api/v1/nothing",
+        ] {
+            let error = client
+                .post_empty(path, &EventsRequest::default())
+                .await
+                .unwrap_err();
+            assert!(
+                matches!(error, ApiError::Status { status: 401, .. }),
+                "{path}: {error}"
+            );
         }
         assert!(client.get::<serde_json::Value>("/api/v1/instance").await.is_err());
         assert_eq!(client.get_text("/healthz").await.unwrap(), "the server answers\n");
     }
     // Nonsense is answered, and nothing happens.
-    let error = post(&agent, "/api/v1/replication-accounts/one/lock").await.unwrap_err();
+    let error = post(&agent, "/api/v1/replication-accounts/one/lock")
+        .await
+        .unwrap_err();
     assert!(matches!(error, ApiError::Status { status: 400, .. }), "{error}");
-    let error = agent.client.post_empty("/api/v1/application/ensure", &1).await.unwrap_err();
+    let error = agent
+        .client
+        .post_empty("/api/v1/application/ensure", &1)
+        .await
+        .unwrap_err();
     assert!(matches!(error, ApiError::Status { status: 422, .. }), "{error}");
     let large = "x".repeat(10 << 20);
-    let error = agent.client.post_empty("/api/v1/events/enable", &large).await.unwrap_err();
+    let error = agent
+        .client
+        .post_empty("/api/v1/events/enable", &large)
+        .await
+        .unwrap_err();
     assert!(
-        matches!(error, ApiError::Status { status: 413, .. } | ApiError::Unreachable { .. }),
+        matches!(
+            error,
+            ApiError::Status { status: 413, .. } | ApiError::Unreachable { .. }
+        ),
         "{error}"
     );
-    tokio::time::timeout(Duration::from_secs(5), agent.report()).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(5), agent.report())
+        .await
+        .unwrap()
+        .unwrap();
 }

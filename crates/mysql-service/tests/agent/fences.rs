@@ -26,7 +26,9 @@ async fn a_deposed_master_is_closed_and_its_clients_go(flavor: Flavor) {
     monitor.announce(5, "mysql-server-1", &own);
     let began = Instant::now();
     monitor
-        .heard(began, "the generation is known", |report| report.generation.0 == 5)
+        .heard(began, "the generation is known", |report| {
+            report.generation.0 == 5
+        })
         .await;
     agent.allow_writes().await;
     let login = agent.application().await;
@@ -47,7 +49,10 @@ async fn a_deposed_master_is_closed_and_its_clients_go(flavor: Flavor) {
 
     monitor.announce(6, "mysql-server-2", &other());
     let mut dba = agent.dba().await;
-    until("it is read-only", LIMIT, async || dba.is_read_only().await.unwrap()).await;
+    until("it is read-only", LIMIT, async || {
+        dba.is_read_only().await.unwrap()
+    })
+    .await;
     until("its client is gone", LIMIT, async || {
         application.execute("SELECT 1").await.is_err()
     })
@@ -64,7 +69,10 @@ async fn a_deposed_master_is_closed_and_its_clients_go(flavor: Flavor) {
 
     // Whoever opens it by hand while another is the master sees it closed again.
     agent.allow_writes().await;
-    until("it is closed again", LIMIT, async || dba.is_read_only().await.unwrap()).await;
+    until("it is closed again", LIMIT, async || {
+        dba.is_read_only().await.unwrap()
+    })
+    .await;
 }
 
 async fn data_of_another_cluster_obeys_nobody(flavor: Flavor) {
@@ -74,7 +82,9 @@ async fn data_of_another_cluster_obeys_nobody(flavor: Flavor) {
     let mut agent = TestAgent::start(setup).await;
     let began = Instant::now();
     monitor
-        .heard(began, "it has a cluster", |report| report.cluster == Some(CLUSTER.parse().unwrap()))
+        .heard(began, "it has a cluster", |report| {
+            report.cluster == Some(CLUSTER.parse().unwrap())
+        })
         .await;
     assert_eq!(agent.terminate().await, Some(0));
     let foreign = "00000000-0000-4000-8000-000000000002";
@@ -83,12 +93,25 @@ async fn data_of_another_cluster_obeys_nobody(flavor: Flavor) {
     agent.launch();
     agent.until_running().await;
     let (_, report) = monitor
-        .heard(Instant::now(), "the mismatch", |report| report.detail.contains("another cluster"))
+        .heard(Instant::now(), "the mismatch", |report| {
+            report.detail.contains("another cluster")
+        })
         .await;
     // It keeps its own and does not take the other's generation.
     assert_eq!(report.cluster, Some(CLUSTER.parse().unwrap()));
     assert!(report.generation.0 < 9);
-    assert!(agent.dba().await.observe(Depth::Ordinary).await.unwrap().read_only);
+    assert!(
+        agent
+            .dba()
+            .await
+            .observe(Depth::Ordinary)
+            .await
+            .unwrap()
+            .read_only
+    );
     assert!(agent.log().contains(foreign), "{}", agent.log());
-    tokio::time::timeout(Duration::from_secs(5), agent.report()).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(5), agent.report())
+        .await
+        .unwrap()
+        .unwrap();
 }

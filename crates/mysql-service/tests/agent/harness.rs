@@ -30,7 +30,11 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 pub(crate) async fn until(what: &str, limit: Duration, mut condition: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !condition().await {
-        assert!(begun.elapsed() < limit, "not within {} s: {what}", limit.as_secs());
+        assert!(
+            begun.elapsed() < limit,
+            "not within {} s: {what}",
+            limit.as_secs()
+        );
         tokio::time::sleep(POLL).await;
     }
 }
@@ -62,7 +66,6 @@ impl Setup {
 
 /// A directory with everything that an agent needs, and the agent while it runs.
 pub(crate) struct TestAgent {
-    pub(crate) flavor: Flavor,
     pub(crate) secrets: SecretFile,
     pub(crate) address: Address,
     pub(crate) client: Client,
@@ -87,7 +90,15 @@ impl TestAgent {
             setup.flavor,
             home.join("secret.conf").display(),
         );
-        for name in ["data", "binlog", "relay_log", "backup", "backup_log", "slow_log", "run"] {
+        for name in [
+            "data",
+            "binlog",
+            "relay_log",
+            "backup",
+            "backup_log",
+            "slow_log",
+            "run",
+        ] {
             writeln!(text, "{name}_directory = \"{}\"", home.join(name).display()).unwrap();
         }
         if let Some(port) = setup.monitor {
@@ -97,8 +108,15 @@ impl TestAgent {
         if setup.from_template {
             let binaries = Binaries::find(setup.flavor.into(), None).unwrap();
             let folder = std::env::temp_dir().join("mysql-service-templates");
-            let template = template::prepare(&binaries, &folder, None, &Launcher::direct()).await.unwrap();
-            writeln!(text, "template_directory = \"{}\"", template.data_directory.display()).unwrap();
+            let template = template::prepare(&binaries, &folder, None, &Launcher::direct())
+                .await
+                .unwrap();
+            writeln!(
+                text,
+                "template_directory = \"{}\"",
+                template.data_directory.display()
+            )
+            .unwrap();
             secrets = Some(std::fs::read_to_string(template.secret_file).unwrap());
         }
         text.push_str(&setup.more);
@@ -108,7 +126,6 @@ impl TestAgent {
         let (secrets, _) = SecretFile::load_with(Some(&secret_file), |_| None).unwrap();
         let token = secrets.agent_token().unwrap();
         Self {
-            flavor: setup.flavor,
             client: Client::new(&[format!("http://{agent}")], DEADLINE)
                 .unwrap()
                 .with_token(token.expose()),
@@ -145,7 +162,10 @@ impl TestAgent {
     /// Starts the process.
     pub(crate) fn launch(&mut self) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mysql-service"));
-        command.arg("instance").arg("--config").arg(self.path("instance.toml"));
+        command
+            .arg("instance")
+            .arg("--config")
+            .arg(self.path("instance.toml"));
         self.process = Some(Managed::start("the agent", command, &self.path("agent.log")).unwrap());
     }
 
@@ -166,18 +186,31 @@ impl TestAgent {
         let begun = Instant::now();
         loop {
             self.agent().check().unwrap();
-            if let Some(report) = self.report().await.filter(|report| report.state == ServerState::Running) {
+            if let Some(report) = self
+                .report()
+                .await
+                .filter(|report| report.state == ServerState::Running)
+            {
                 return report;
             }
             let log = self.path("agent.log");
-            assert!(begun.elapsed() < LIMIT, "the server does not run:\n{}", last_lines(&log));
+            assert!(
+                begun.elapsed() < LIMIT,
+                "the server does not run:\n{}",
+                last_lines(&log)
+            );
             tokio::time::sleep(POLL).await;
         }
     }
 
     /// Waits until the agent has ended; its exit code.
     pub(crate) async fn until_ended(&mut self) -> Option<i32> {
-        let status = self.agent().wait(LIMIT).await.unwrap().expect("the agent does not end");
+        let status = self
+            .agent()
+            .wait(LIMIT)
+            .await
+            .unwrap()
+            .expect("the agent does not end");
         status.code()
     }
 
@@ -198,12 +231,17 @@ impl TestAgent {
     /// Root, over the socket.
     pub(crate) async fn root(&self) -> Server {
         let endpoint = Endpoint::Socket(self.path("run/mysqld.sock"));
-        Server::connect(&endpoint, &self.secrets.root().unwrap(), DEADLINE).await.unwrap()
+        Server::connect(&endpoint, &self.secrets.root().unwrap(), DEADLINE)
+            .await
+            .unwrap()
     }
 
     /// What the monitor does with a master.
     pub(crate) async fn allow_writes(&self) {
-        assert_eq!(self.dba().await.set_read_only(false).await.unwrap(), ReadOnly::Done);
+        assert_eq!(
+            self.dba().await.set_read_only(false).await.unwrap(),
+            ReadOnly::Done
+        );
     }
 
     /// A table for an application, and its login.

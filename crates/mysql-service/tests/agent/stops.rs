@@ -29,7 +29,9 @@ async fn a_stop_with_a_waiting_commit_never_says_committed(flavor: Flavor) {
         let mut application = agent.connect(&login).await.unwrap();
         application.set_deadline(LIMIT);
         writes.push(tokio::spawn(async move {
-            application.execute(&format!("INSERT INTO app.t VALUES ({id})")).await
+            application
+                .execute(&format!("INSERT INTO app.t VALUES ({id})"))
+                .await
         }));
     }
     until("the writes wait", LIMIT, async || {
@@ -48,9 +50,16 @@ async fn a_stop_with_a_waiting_commit_never_says_committed(flavor: Flavor) {
     assert!(!server.is_alive());
     for write in writes {
         let outcome = write.await.unwrap();
-        assert!(matches!(outcome, Err(Error::Unreachable { .. })), "the client was told {outcome:?}");
+        assert!(
+            matches!(outcome, Err(Error::Unreachable { .. })),
+            "the client was told {outcome:?}"
+        );
     }
-    assert!(agent.log().contains("killed it rather than shut it down"), "{}", agent.log());
+    assert!(
+        agent.log().contains("killed it rather than shut it down"),
+        "{}",
+        agent.log()
+    );
     // It recovers as from a crash.
     agent.launch();
     agent.until_running().await;
@@ -69,11 +78,20 @@ async fn a_stop_ends_clients_and_is_clean(flavor: Flavor) {
     holder.execute("LOCK TABLES app.u WRITE").await.unwrap();
     let begun = std::time::Instant::now();
     assert_eq!(agent.terminate().await, Some(0));
-    assert!(begun.elapsed() < Duration::from_secs(25), "it took {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(25),
+        "it took {:?}",
+        begun.elapsed()
+    );
     assert!(agent.log().contains("stopped cleanly"), "{}", agent.log());
     agent.launch();
     agent.until_running().await;
-    let rows = agent.root().await.query_value("SELECT COUNT(*) FROM app.t").await.unwrap();
+    let rows = agent
+        .root()
+        .await
+        .query_value("SELECT COUNT(*) FROM app.t")
+        .await
+        .unwrap();
     assert_eq!(rows.as_deref(), Some("0"));
 }
 
@@ -83,7 +101,10 @@ async fn a_shutdown_is_for_good(flavor: Flavor) {
     let shutdown = "/api/v1/shutdown";
     agent.client.post_empty(shutdown, &1).await.unwrap();
     until("it is stopped", LIMIT, async || {
-        agent.report().await.is_some_and(|report| report.state == ServerState::Stopped)
+        agent
+            .report()
+            .await
+            .is_some_and(|report| report.state == ServerState::Stopped)
     })
     .await;
     assert!(server.is_gone());
@@ -99,6 +120,10 @@ async fn a_shutdown_is_for_good(flavor: Flavor) {
     assert!(agent.client.get_text("/healthz").await.is_err());
     agent.agent().check().unwrap();
     assert_eq!(agent.terminate().await, Some(0));
-    let seen = { agent.launch(); agent.until_running().await; agent.dba().await.observe(Depth::Ordinary).await };
+    let seen = {
+        agent.launch();
+        agent.until_running().await;
+        agent.dba().await.observe(Depth::Ordinary).await
+    };
     assert!(seen.unwrap().read_only);
 }
