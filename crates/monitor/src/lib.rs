@@ -113,6 +113,7 @@ pub async fn run(config: MonitorConfig, shutdown: watch::Receiver<bool>) -> anyh
         new_events,
     });
     drop(events);
+    controller.ask_agents();
     if let Some(plan) = plan_in_progress {
         controller.resume(plan).await?;
     }

@@ -149,6 +149,20 @@ impl<S: Store> Controller<S> {
         Ok(())
     }
 
+    /// Asks every agent for a report at once, without waiting: a plan that is taken up must not wait for the next
+    /// heartbeat before it may make a server writable.
+    pub(crate) fn ask_agents(&self) {
+        let agents = Arc::clone(&self.surroundings.agents);
+        let events = self.surroundings.controller.events();
+        tokio::spawn(async move {
+            let reports = join_all(agents.iter().map(|(id, agent)| report(id, agent))).await;
+            for event in reports.into_iter().flatten() {
+                // An error means that the monitor ends.
+                let _ = events.send(event).await;
+            }
+        });
+    }
+
     fn plan(&self, what: &What) -> Result<Plan, Refusal> {
         let situation = self.situation();
         match what {

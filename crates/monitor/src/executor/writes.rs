@@ -247,7 +247,7 @@ async fn in_the_way(at: &InstanceId, server: &mut Server, limit: Duration) -> Fa
         Ok(sessions) => sessions,
         Err(error) => return failure(at, &error),
     };
-    let relevant: Vec<&Session> = sessions
+    let mut relevant: Vec<&Session> = sessions
         .iter()
         .filter(|session| match session.kind {
             SessionKind::InCommit | SessionKind::Application => true,
@@ -256,6 +256,8 @@ async fn in_the_way(at: &InstanceId, server: &mut Server, limit: Duration) -> Fa
             SessionKind::Replication | SessionKind::System => false,
         })
         .collect();
+    // Whoever does something first: a session that sleeps is seldom the one.
+    relevant.sort_by_key(|session| (session.kind != SessionKind::InCommit, session.command == "Sleep"));
     let in_commit = relevant
         .iter()
         .filter(|session| session.kind == SessionKind::InCommit)
