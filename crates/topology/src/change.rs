@@ -232,3 +232,82 @@ impl Cluster {
         self.durability == Durability::SemiSync && !self.ackers.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Generation, ServerId};
+
+    fn id(text: &str) -> InstanceId {
+        text.parse().unwrap()
+    }
+
+    fn register(name: &str, role: Role) -> Change {
+        Change::Register {
+            instance: id(name),
+            role,
+            incarnation: "00000000-0000-4000-8000-000000000002".parse().unwrap(),
+            server_id: ServerId(7),
+            server_uuid: None,
+        }
+    }
+
+    fn cluster() -> Cluster {
+        let id = "00000000-0000-4000-8000-000000000001".parse().unwrap();
+        let mut cluster = Cluster::new(id, "test", Durability::SemiSync);
+        register("db-1", Role::Master).apply(&mut cluster).unwrap();
+        register("db-2", Role::Standby).apply(&mut cluster).unwrap();
+        cluster
+    }
+
+    #[test]
+    fn a_change_raises_the_generation_once() {
+        let mut cluster = cluster();
+        assert_eq!(cluster.generation, Generation(2));
+        let change = Change::Promote {
+            from: id("db-1"),
+            to: id("db-2"),
+        };
+        change.apply(&mut cluster).unwrap();
+        change.apply(&mut cluster).unwrap();
+        assert_eq!(cluster.generation, Generation(3));
+        assert_eq!(cluster.master(), Some(&id("db-2")));
+        assert_eq!(cluster.standby(), Some(&id("db-1")));
+    }
+
+    #[test]
+    fn a_change_that_breaks_a_rule_changes_nothing() {
+        let before = cluster();
+        for (change, code) in [
+            (register("db-3", Role::Master), "second_master"),
+            (register("db-3", Role::Standby), "second_standby"),
+            (register("db-3", Role::Unregistered), "no_role"),
+            (register("db-1", Role::Slave), "already_registered"),
+            (Change::AddAcker { instance: id("db-1") }, "master_acknowledges"),
+            (Change::AddAcker { instance: id("db-3") }, "not_registered"),
+        ] {
+            let mut cluster = before.clone();
+            let refusal = change.apply(&mut cluster).unwrap_err();
+            assert_eq!(refusal.reasons[0].code, code, "{change}");
+            assert_eq!(cluster, before, "{change}");
+        }
+        let mut acked = before.clone();
+        Change::AddAcker { instance: id("db-2") }
+            .apply(&mut acked)
+            .unwrap();
+        let refusal = Change::Unregister { instance: id("db-2") }
+            .apply(&mut acked)
+            .unwrap_err();
+        assert_eq!(refusal.reasons[0].code, "acker_not_registered");
+    }
+
+    #[test]
+    fn numbers_of_accounts_are_not_used_twice() {
+        let mut cluster = cluster();
+        Change::Unregister { instance: id("db-2") }
+            .apply(&mut cluster)
+            .unwrap();
+        register("db-2", Role::Slave).apply(&mut cluster).unwrap();
+        assert_eq!(cluster.members[&id("db-2")].account, AccountNumber(3));
+    }
+}

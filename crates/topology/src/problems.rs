@@ -128,8 +128,12 @@ fn semi_sync(situation: &Situation<'_>) -> Vec<String> {
             "no acker is connected to {master}: commits wait; start one of {}",
             names(&cluster.ackers)
         ));
-    } else if seen.semi_sync.waiting_sessions > 0 && situation.cluster.ackers.len() < 2 {
-        problems.push(format!("a commit at {master} waits for an acknowledgement"));
+    } else if seen.semi_sync.waiting_sessions > 0
+        && !cluster.ackers.iter().any(|id| situation.acknowledges(id))
+    {
+        problems.push(format!(
+            "a commit at {master} waits for an acknowledgement, and no acker is seen to give one"
+        ));
     }
     if active >= 2 && cluster.ackers.len() < 2 {
         problems.push(format!(

@@ -44,15 +44,6 @@ impl fmt::Display for Purpose {
     }
 }
 
-/// `on` or `off`.
-struct Switch(bool);
-
-impl fmt::Display for Switch {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(if self.0 { "on" } else { "off" })
-    }
-}
-
 /// A limit in the largest unit that shows it exactly.
 struct Limit(u64);
 
@@ -86,11 +77,18 @@ impl fmt::Display for Step {
                 write!(formatter, "stop writes at {at}, {}", Limit(*limit_milliseconds))
             }
             Self::AllowWrites { at } => write!(formatter, "allow writes at {at}"),
-            Self::SetSemiSyncSource { at, on } => write!(
-                formatter,
-                "switch {} that commits at {at} wait for an acknowledgement",
-                Switch(*on)
-            ),
+            Self::SetSemiSyncSource { at, on: true } => {
+                write!(
+                    formatter,
+                    "switch semi-sync on at {at}: its commits wait for an acknowledgement"
+                )
+            }
+            Self::SetSemiSyncSource { at, on: false } => {
+                write!(
+                    formatter,
+                    "switch semi-sync off at {at}: its commits wait for nobody"
+                )
+            }
             Self::WaitUntilApplied {
                 at,
                 of,
@@ -146,11 +144,12 @@ impl Step {
                 "wait until {at} streams from {source}, {}",
                 Limit(*limit_milliseconds)
             ),
-            Self::SetAcknowledging { at, on } => write!(
-                formatter,
-                "switch {} that {at} acknowledges, restarting its receiver",
-                Switch(*on)
-            ),
+            Self::SetAcknowledging { at, on: true } => {
+                write!(formatter, "have {at} acknowledge, restarting its receiver")
+            }
+            Self::SetAcknowledging { at, on: false } => {
+                write!(formatter, "have {at} stop acknowledging, restarting its receiver")
+            }
             Self::FenceAccount { at, account } => {
                 write!(
                     formatter,
@@ -177,7 +176,8 @@ impl Step {
                 write!(formatter, "remember and disable the scheduled events at {at}")
             }
             Self::SetEventScheduler { at, on } => {
-                write!(formatter, "switch the event scheduler at {at} {}", Switch(*on))
+                let switch = if *on { "on" } else { "off" };
+                write!(formatter, "switch the event scheduler at {at} {switch}")
             }
             Self::FreeWaiters { at } => {
                 write!(

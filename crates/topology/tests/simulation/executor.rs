@@ -410,7 +410,7 @@ fn mutate(mut plan: Plan, mutation: Mutation) -> Plan {
             .retain(|step| !matches!(step, Step::WaitUntilApplied { .. })),
         Mutation::RecordAckerLate => move_last(&mut plan, |change| matches!(change, Change::AddAcker { .. })),
         Mutation::RemoveAckerEarly => {
-            move_first(&mut plan, |change| matches!(change, Change::RemoveAcker { .. }))
+            move_first(&mut plan, |change| matches!(change, Change::RemoveAcker { .. }));
         }
         Mutation::AllowBeforeStop => {
             let allow = find(&plan, &|step| matches!(step, Step::AllowWrites { .. }));
@@ -418,8 +418,8 @@ fn mutate(mut plan: Plan, mutation: Mutation) -> Plan {
             if let (Some(allow), Some(stop)) = (allow, stop)
                 && stop < allow
             {
-                let step = plan.steps.remove(allow);
-                plan.steps.insert(stop, step);
+                let moved = plan.steps.remove(allow);
+                plan.steps.insert(stop, moved);
             }
         }
         Mutation::AllowBeforeSemiSync => {
@@ -430,8 +430,8 @@ fn mutate(mut plan: Plan, mutation: Mutation) -> Plan {
             if let (Some(allow), Some(source)) = (allow, source)
                 && source < allow
             {
-                let step = plan.steps.remove(allow);
-                plan.steps.insert(source, step);
+                let moved = plan.steps.remove(allow);
+                plan.steps.insert(source, moved);
             }
         }
         Mutation::None | Mutation::EndWaitsBySwitch | Mutation::AllowUnprotected => {}

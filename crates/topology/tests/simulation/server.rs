@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
-use topology::gtid::{
-    BinlogState, GtidPosition, GtidSet, MariadbGtid, MariadbHistory, Received, Transactions,
-};
+use topology::gtid::{GtidPosition, GtidSet, MariadbGtid, MariadbHistory, Received, Transactions};
 use topology::observation::{Preflight, Receiver, Replication, SemiSync};
 use topology::{Address, Flavor, Incarnation, Observation, ServerId, ServerUuid, Version};
 
@@ -74,7 +72,8 @@ pub(crate) struct Link {
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
     pub(crate) flavor: Flavor,
-    pub(crate) server_id: u32,
+    /// `@@server_id`.
+    pub(crate) number: u32,
     pub(crate) incarnation: Incarnation,
     pub(crate) address: Address,
     pub(crate) running: bool,
@@ -95,13 +94,11 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn new(flavor: Flavor, index: usize) -> Self {
-        let server_id = 101 + u32::try_from(index).unwrap();
+        let number = 101 + u32::try_from(index).unwrap();
         Self {
             flavor,
-            server_id,
-            incarnation: format!("00000000-0000-4000-8000-{server_id:012}")
-                .parse()
-                .unwrap(),
+            number,
+            incarnation: format!("00000000-0000-4000-8000-{number:012}").parse().unwrap(),
             address: format!("127.0.0.1:{}", 3311 + index).parse().unwrap(),
             running: true,
             started: 0,
@@ -151,14 +148,14 @@ impl Server {
             Flavor::Mysql => {
                 self.binlog
                     .iter()
-                    .filter(|known| known.origin == self.server_id)
+                    .filter(|known| known.origin == self.number)
                     .count() as u64
                     + 1
             }
             Flavor::Mariadb => self.binlog.iter().map(|known| known.sequence).max().unwrap_or(0) + 1,
         };
         self.log(Transaction {
-            origin: self.server_id,
+            origin: self.number,
             sequence,
             what,
         });
@@ -237,14 +234,12 @@ impl Server {
         }
     }
 
-    fn uuid(server_id: u32) -> ServerUuid {
-        format!("00000000-0000-0000-0000-{server_id:012}")
-            .parse()
-            .unwrap()
+    fn uuid(number: u32) -> ServerUuid {
+        format!("00000000-0000-0000-0000-{number:012}").parse().unwrap()
     }
 
     fn uuid_of_own(&self) -> Option<ServerUuid> {
-        (self.flavor == Flavor::Mysql).then(|| Self::uuid(self.server_id))
+        (self.flavor == Flavor::Mysql).then(|| Self::uuid(self.number))
     }
 
     /// What the server tells of the transactions that it has: MySQL leaves out those that wait.
@@ -252,7 +247,7 @@ impl Server {
         match self.flavor {
             Flavor::Mariadb => Transactions::Mariadb(MariadbHistory {
                 base: GtidPosition::default(),
-                state: BinlogState::from_iter(self.binlog.iter().map(mariadb_gtid)),
+                state: self.binlog.iter().map(mariadb_gtid).collect(),
             }),
             Flavor::Mysql => {
                 let waiting: BTreeSet<usize> = self.waiters.iter().map(|waiter| waiter.position).collect();
@@ -273,7 +268,7 @@ impl Server {
                 minor: 11,
                 patch: 19,
             },
-            server_id: ServerId(self.server_id),
+            server_id: ServerId(self.number),
             server_uuid: self.uuid_of_own(),
             uptime_seconds: (now - self.started) * crate::world::TICK_MILLISECONDS / 1000,
             read_only: self.read_only,
@@ -299,7 +294,7 @@ impl Server {
 
     fn replication(&self, link: &Link, sources: &[(Address, u32)]) -> Replication {
         let (address, server_id) = &sources[link.source];
-        let receiver = match (link.receiving, link.session) {
+        let thread = match (link.receiving, link.session) {
             (false, _) => Receiver::Stopped,
             (true, None) => Receiver::Connecting,
             (true, Some(_)) => Receiver::Running,
@@ -318,11 +313,11 @@ impl Server {
             source: address.clone(),
             source_server_id: link.learnt.then_some(ServerId(*server_id)),
             user: format!("repl_{}", link.account),
-            receiver,
+            receiver: thread,
             applier_running: link.applying,
             receiver_error: link.receiver_error.clone(),
             applier_error: String::new(),
-            lag_seconds: (receiver == Receiver::Running && link.applying)
+            lag_seconds: (thread == Receiver::Running && link.applying)
                 .then_some(link.relay.len() as u64 / 20),
             received,
         }

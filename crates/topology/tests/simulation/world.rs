@@ -291,7 +291,7 @@ impl World {
                 link.position_known = true;
                 link.receiver_error.clear();
             } else {
-                link.receiver_error = "Access denied".to_owned();
+                "Access denied".clone_into(&mut link.receiver_error);
             }
         }
     }
@@ -403,7 +403,7 @@ impl World {
         let sources: Vec<(Address, u32)> = self
             .servers
             .iter()
-            .map(|server| (server.address.clone(), server.server_id))
+            .map(|server| (server.address.clone(), server.number))
             .collect();
         let began = self.now();
         let first = self.random.below(self.servers.len());
