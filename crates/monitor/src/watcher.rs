@@ -40,11 +40,13 @@ pub(crate) async fn watch(watch: Watch, events: mpsc::Sender<Event>, mut command
     let mut connection = None;
     loop {
         let (depth, done) = tokio::select! {
-            _ = beat.tick() => (Depth::Ordinary, None),
+            // At a frozen server, whose every look takes longer than the beat, whoever asks comes before the beat.
+            biased;
             command = commands.recv() => match command {
                 Some(LookNow { depth, done }) => (depth, Some(done)),
                 None => return,
             },
+            _ = beat.tick() => (Depth::Ordinary, None),
         };
         let look = look(&watch, &mut connection, depth).await;
         let event = Event::Looked {

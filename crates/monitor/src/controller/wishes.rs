@@ -1,5 +1,6 @@
 //! What people want: looked into, planned, refused, or begun as an operation.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use api::client::Client;
 use api::operation::Planned;
 use futures_util::future::join_all;
 use mysql_client::Depth;
+use tokio::sync::mpsc;
 use topology::{InstanceId, Plan, Refusal, operations, switchover};
 
 use super::{Controller, Denial, Event, Granted, MONITOR, What, Wish};
@@ -85,17 +87,11 @@ impl<S: Store> Controller<S> {
         let agents = Arc::clone(&self.surroundings.agents);
         let events = self.surroundings.controller.events();
         tokio::spawn(async move {
-            let reports = join_all(agents.iter().map(|(id, agent)| report(id, agent)));
             let looks = async {
                 join_all(first.iter().map(|watcher| watcher.look(Depth::Thorough))).await;
                 join_all(last.iter().map(|watcher| watcher.look(Depth::Thorough))).await;
             };
-            let (reports, ()) = futures_util::join!(reports, looks);
-            for event in reports.into_iter().flatten() {
-                if events.send(event).await.is_err() {
-                    return;
-                }
-            }
+            futures_util::join!(report_all(&agents, &events), looks);
             // An error means that the monitor ends; whoever wished sees the connection close.
             let _ = events.send(Event::Gathered(wish)).await;
         });
@@ -154,13 +150,7 @@ impl<S: Store> Controller<S> {
     pub(crate) fn ask_agents(&self) {
         let agents = Arc::clone(&self.surroundings.agents);
         let events = self.surroundings.controller.events();
-        tokio::spawn(async move {
-            let reports = join_all(agents.iter().map(|(id, agent)| report(id, agent))).await;
-            for event in reports.into_iter().flatten() {
-                // An error means that the monitor ends.
-                let _ = events.send(event).await;
-            }
-        });
+        tokio::spawn(async move { report_all(&agents, &events).await });
     }
 
     fn plan(&self, what: &What) -> Result<Plan, Refusal> {
@@ -191,15 +181,22 @@ impl<S: Store> Controller<S> {
     }
 }
 
-async fn report(id: &InstanceId, agent: &Client) -> Option<Event> {
+/// Asks every agent for a report, and sends each on as soon as it is there: it tells the time.
+async fn report_all(agents: &BTreeMap<InstanceId, Client>, events: &mpsc::Sender<Event>) {
+    join_all(agents.iter().map(|(id, agent)| report(id, agent, events))).await;
+}
+
+async fn report(id: &InstanceId, agent: &Client, events: &mpsc::Sender<Event>) {
     let report = tokio::time::timeout(REPORT_DEADLINE, agent.get("/api/v1/instance")).await;
     // An agent that does not answer is known by its last heartbeat, whose age is judged.
-    let report = report.ok()?.ok()?;
-    Some(Event::Reported {
+    let Ok(Ok(report)) = report else { return };
+    let event = Event::Reported {
         id: id.clone(),
         report: Box::new(report),
         reply: None,
-    })
+    };
+    // An error means that the monitor ends.
+    let _ = events.send(event).await;
 }
 
 fn deny(wish: Wish, denial: Denial) {
