@@ -303,6 +303,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=2000, help="rows in each table")
     parser.add_argument("--writers", type=int, default=4, help="the ledger's connections (default: 4)")
     parser.add_argument("--port-base", type=int, default=24600)
+    parser.add_argument("--directory", help="where the clusters are made (default: the system's temporary directory)")
     parser.add_argument("--binary", help="the mysql-service to use (default: a release build of this checkout)")
     options = parser.parse_args()
     if options.seed is None:
@@ -310,7 +311,7 @@ def main() -> int:
     print(f"seed {options.seed}")
     failed = False
     for flavor in ["mariadb", "mysql"] if options.flavor == "both" else [options.flavor]:
-        directory = Path(tempfile.mkdtemp(prefix=f"mysql-service-chaos-{flavor}-"))
+        directory = Path(tempfile.mkdtemp(prefix=f"chaos-{flavor}-", dir=options.directory))
         wrong = run(options, flavor, directory)
         for sentence in wrong:
             print(f"NOT AS PROMISED: {sentence}")

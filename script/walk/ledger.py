@@ -27,7 +27,8 @@ from journal import Journal, Row, compare
 # that the ledger takes little of the machine from the load it runs beside.
 PAUSE_SECONDS = 0.002
 
-# Between two attempts to connect: a service that refuses connections must show as errors, not as a busy loop.
+# After a failed attempt to connect: a service that refuses connections must show as errors, not as a busy loop. A
+# connection that breaks is made anew at once.
 RECONNECT_PAUSE_SECONDS = 0.02
 
 # A write may wait long for its acknowledgement. Past this it counts as an error.
@@ -69,10 +70,11 @@ class Writer(threading.Thread):
                 self.write(connection, number)
             except (pymysql.MySQLError, OSError) as error:
                 self.note_failure(number, error)
-                if connection is not None:
+                if connection is None:
+                    self.stop.wait(RECONNECT_PAUSE_SECONDS)
+                else:
                     close_quietly(connection)
                     connection = None
-                self.stop.wait(RECONNECT_PAUSE_SECONDS)
                 continue
             self.note("acknowledged", number)
             self.stop.wait(PAUSE_SECONDS)

@@ -247,6 +247,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=10000, help="rows in each table")
     parser.add_argument("--writers", type=int, default=4, help="the ledger's connections (default: 4)")
     parser.add_argument("--port-base", type=int, default=24300)
+    parser.add_argument("--directory", help="where the clusters are made (default: the system's temporary directory)")
     parser.add_argument("--binary", help="the mysql-service to use (default: a release build of this checkout)")
     parser.add_argument("--keep", action="store_true", help="keep the directory in any case")
     options = parser.parse_args()
@@ -254,7 +255,7 @@ def main() -> int:
         parser.error("--switchovers must be at least 1")
     failed = False
     for flavor in ["mariadb", "mysql"] if options.flavor == "both" else [options.flavor]:
-        directory = Path(tempfile.mkdtemp(prefix=f"mysql-service-switchover-{flavor}-"))
+        directory = Path(tempfile.mkdtemp(prefix=f"walk-{flavor}-", dir=options.directory))
         wrong = run(argparse.Namespace(**{**vars(options), "flavor": flavor}), directory)
         for sentence in wrong:
             print(f"NOT AS PROMISED: {sentence}")
