@@ -77,7 +77,7 @@ fn render(event: &EventDocument, output: Output, style: Style) -> Result<String,
         .as_ref()
         .map_or_else(String::new, |id| style.dim(&format!("  [{id}]")));
     Ok(format!(
-        "{}  {:<16} {:<16} {}{operation}",
+        "{}  {:<17}  {:<16} {}{operation}",
         style.dim(&event.time),
         event.kind,
         instance,

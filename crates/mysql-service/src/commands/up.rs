@@ -136,12 +136,13 @@ fn announcement(file: &ClusterFile, layout: &Layout, took: Duration, foreground:
     let style = Style::of_stdout();
     let dir = layout.directory().display();
     let app = &file.app;
+    // The password is read where the line is used: what is printed here may end up in a log.
     let client = format!(
-        "mysql --host={} --port={} --user={} --password={} {}",
+        "mysql --host={} --port={} --user={} --password=\"$(cat '{}')\" {}",
         file.master.host(),
         file.master.port(),
         app.user,
-        app.password,
+        layout.application_password_file().display(),
         app.database
     );
     let stop = if foreground {
