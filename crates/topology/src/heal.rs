@@ -372,7 +372,9 @@ fn reverse_link(situation: &Situation<'_>, master: &InstanceId, member: &Member)
     let Some(standby) = situation.cluster.standby() else {
         return Vec::new();
     };
+    // A lock that is left there from another time can be taken away only when the Standby is the master.
     let wanted = member.active
+        && !member.fenced_at.contains(standby)
         && situation.source(master) == Source::Nobody
         && situation
             .member(standby)

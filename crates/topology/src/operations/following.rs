@@ -130,6 +130,16 @@ fn objections_to_reverse_link(
             format!("{id} follows {}: detach it first", whom(situation, id)),
         ));
     }
+    if member.fenced_at.contains(standby) {
+        reasons.push(Reason::new(
+            "shut_out",
+            format!(
+                "{} is locked at {standby} since {id} was shut out there, and only a Master unlocks: switch over \
+                 to {standby} once",
+                member.account.user()
+            ),
+        ));
+    }
     let standby_follows =
         situation.member(standby).is_some_and(|member| member.active) && situation.replicates(standby);
     if !standby_follows {
@@ -222,11 +232,37 @@ pub fn detach(situation: &Situation<'_>, id: &InstanceId) -> Result<Plan, Refusa
         reasons.push(cannot_be_released(situation, id, reachable));
         Vec::new()
     });
+    let last_acker = acker && situation.cluster.ackers.len() == 1;
+    if let Some(master) = situation.master().filter(|_| last_acker)
+        && situation.trusted(master).is_none()
+    {
+        reasons.push(Reason::new(
+            "master_unreachable",
+            format!(
+                "{id} is the last to acknowledge commits of {master}, which would wait for ever, and {master} cannot \
+                 be told ({}): bring it back first",
+                why_not_trusted(situation, master)
+            ),
+        ));
+    }
     refuse_if_any(reasons)?;
     let mut steps = Vec::new();
     let mut warnings = Vec::new();
-    let last_acker = acker && situation.cluster.ackers.len() == 1;
-    match situation.master().filter(|_| last_acker) {
+    let others_stay = situation
+        .replicas()
+        .any(|(other, member)| other != id && member.active);
+    if let Some(master) = situation.master().filter(|master| *master != id && !others_stay) {
+        warnings.push(format!(
+            "{id} is the last that follows: after this commits of {master} are on one server only"
+        ));
+    }
+    let waiting_master = situation.master().filter(|master| {
+        last_acker
+            && situation
+                .trusted(master)
+                .is_some_and(|seen| seen.semi_sync.source_enabled)
+    });
+    match waiting_master {
         Some(master) => {
             let source_off = Step::SetSemiSyncSource {
                 at: master.clone(),
@@ -241,7 +277,7 @@ pub fn detach(situation: &Situation<'_>, id: &InstanceId) -> Result<Plan, Refusa
             };
             steps.extend(order.into_iter().flatten());
             warnings.push(format!(
-                "{id} is the last to acknowledge: after this commits of {master} are on one server only"
+                "{id} is the last to acknowledge: after this commits of {master} wait for nobody"
             ));
         }
         None => steps.extend(release),

@@ -53,7 +53,7 @@ pub(crate) struct World {
     /// Writes that a client was told are done.
     pub(crate) acknowledged: Vec<u64>,
     next_write: u64,
-    /// Whether commits of the recorded master were ever protected since it last had no acker.
+    /// Whether commits of the recorded master were protected since a person last took the last acker away.
     protected: bool,
     /// What happened, to read when a seed fails.
     pub(crate) history: Vec<String>,
@@ -133,11 +133,14 @@ impl World {
 
     /// Records a change as the store does.
     pub(crate) fn record(&mut self, change: &Change) -> Result<(), String> {
-        let had_ackers = !self.cluster.ackers.is_empty();
         change
             .apply(&mut self.cluster)
             .map_err(|refusal| refusal.to_string())?;
-        if matches!(change, Change::RemoveAcker { .. }) && had_ackers && self.cluster.ackers.is_empty() {
+        let leaves = matches!(
+            change,
+            Change::RemoveAcker { .. } | Change::SetActive { active: false, .. }
+        );
+        if leaves && self.cluster.ackers.is_empty() {
             self.protected = false;
         }
         Ok(())
