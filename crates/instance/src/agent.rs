@@ -42,11 +42,11 @@ pub async fn run(config: InstanceConfig, shutdown: watch::Receiver<bool>) -> any
     secrets.root()?;
     secrets.repl()?;
     secrets.dba()?;
-    let launcher = Launcher {
-        program: Some(std::env::current_exe().context("find this program's own file")?),
-        die_with_parent: config.server_dies_with_agent,
-        user: user::server_user(config.user.as_deref())?,
-    };
+    let launcher = Launcher::through(
+        std::env::current_exe().context("find this program's own file")?,
+        config.server_dies_with_agent,
+        user::server_user(config.user.as_deref())?,
+    );
     initialise::prepare_directories(&config, &launcher)?;
     let _only_agent = lock(&config.data_directory)?;
     let contents = Contents::read(&config)?;
@@ -138,7 +138,7 @@ async fn serve(
         return Ok(());
     };
     let notes = Notes::load(&starter.config.run_directory, &identity.incarnation)?;
-    let adopted = starter.adopt(&notes)?;
+    let adopted = starter.adopt(&notes).await?;
     let driver = Driver::new(Parts {
         starter,
         secrets,

@@ -58,6 +58,10 @@ pub struct InstanceConfig {
     /// The server's slow query log.
     #[serde(default = "slow_log_directory")]
     pub slow_log_directory: PathBuf,
+    /// The server's temporary files, this server's alone: a starting MariaDB deletes those of every other server
+    /// in the same directory. None: `tmp` in `slow_log_directory`.
+    #[serde(default)]
+    pub temporary_directory: Option<PathBuf>,
     /// Socket, pid file, rendered my.cnf, error log, and what a successor of this agent must know.
     #[serde(default = "run_directory")]
     pub run_directory: PathBuf,
@@ -261,6 +265,15 @@ impl InstanceConfig {
         self.run_directory.join("mysqld.pid")
     }
 
+    /// The server's temporary files.
+    #[must_use]
+    pub fn temporary(&self) -> PathBuf {
+        // On that volume a full disk stops neither commits nor replication.
+        self.temporary_directory
+            .clone()
+            .unwrap_or_else(|| self.slow_log_directory.join("tmp"))
+    }
+
     /// How long a stop waits for waiting commits.
     #[must_use]
     pub fn stop_grace(&self) -> Duration {
@@ -282,8 +295,11 @@ impl InstanceConfig {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
+        let temporary = self.temporary();
         let invalid = |message: String| Err(ConfigError::Invalid(message));
-        for (key, path) in self.directories() {
+        let all = self.directories();
+        let temporary = [("temporary_directory", temporary.as_path())];
+        for (key, path) in all.iter().chain(&temporary) {
             let text = path.to_str();
             // my.cnf has no quoting that both flavors read alike.
             let plain = text.is_some_and(|text| {
@@ -298,7 +314,7 @@ impl InstanceConfig {
                 ));
             }
         }
-        for (key, path) in &self.directories()[1..] {
+        for (key, path) in all[1..].iter().chain(&temporary) {
             if path.starts_with(&self.data_directory) {
                 return invalid(format!(
                     "{key} = `{}` lies in data_directory, whose folders are databases; put it elsewhere",
@@ -446,6 +462,7 @@ mod tests {
             "backup_directory",
             "backup_log_directory",
             "slow_log_directory",
+            "temporary_directory",
             "run_directory",
             "extra_configuration_directory",
             "user",

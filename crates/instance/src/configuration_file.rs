@@ -105,6 +105,7 @@ fn values(settings: &Settings<'_>) -> BTreeMap<&'static str, String> {
         ("binlog_directory", path(&config.binlog_directory)),
         ("relay_log_directory", path(&config.relay_log_directory)),
         ("slow_log_directory", path(&config.slow_log_directory)),
+        ("temporary_directory", path(&config.temporary())),
         ("socket", path(&config.socket())),
         ("pid_file", path(&config.pid_file())),
         ("error_log", path(&config.error_log())),
@@ -173,9 +174,13 @@ pub enum ExtraSettingsError {
 
 /// Settings that keep the data safe or the server under the service's control, with the reason in a few words.
 /// A name that ends in `*` stands for all that begin so.
-const PROTECTED: [(&str, &str); 62] = [
+const PROTECTED: [(&str, &str); 63] = [
     ("datadir", "the configuration names the directory"),
     ("user", "the configuration names the user"),
+    (
+        "tmpdir",
+        "servers that share it delete each other's files; see temporary_directory",
+    ),
     ("socket", "the agent talks through it"),
     ("pid_file", "the agent reads it"),
     ("log_error", "the agent shows it"),

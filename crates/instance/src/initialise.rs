@@ -116,7 +116,12 @@ pub async fn initialise(request: &Initialisation<'_>) -> anyhow::Result<Identity
 /// # Errors
 /// When one cannot be made, or the server's user cannot get there.
 pub fn prepare_directories(config: &InstanceConfig, launcher: &Launcher) -> anyhow::Result<()> {
-    for (key, directory) in config.directories() {
+    let temporary = config.temporary();
+    for (key, directory) in config
+        .directories()
+        .into_iter()
+        .chain([("temporary_directory", temporary.as_path())])
+    {
         fs::create_dir_all(directory).with_context(|| format!("make {key} `{}`", directory.display()))?;
         if let Some(user) = &launcher.user {
             files::give(directory, user.owner)
@@ -142,17 +147,21 @@ fn begin(config: &InstanceConfig, launcher: &Launcher) -> anyhow::Result<()> {
 
 /// Empties the data directory but for the marker, after seeing that nobody works in it.
 async fn clear(directory: &Path) -> anyhow::Result<()> {
-    for pid in server::processes_in(directory).context("look for processes in the data directory")? {
-        tracing::warn!(
-            pid,
-            "ending a process that an interrupted initialisation left behind"
+    let left = server::end_work_in(directory)
+        .await
+        .context("end what an interrupted initialisation left behind")?;
+    if left > 0 {
+        tracing::warn!("ended {left} processes that an interrupted initialisation left behind");
+    }
+    if let Some(pid) = server::who_stays_in(directory)
+        .await
+        .context("look for processes in the data directory")?
+    {
+        bail!(
+            "the process {pid} works in the data directory `{}`, and no initialisation of ours started it: stop it \
+             first",
+            directory.display()
         );
-        if let Ok(process) = Process::adopt(pid) {
-            process
-                .kill()
-                .await
-                .with_context(|| format!("end the process {pid}"))?;
-        }
     }
     for entry in fs::read_dir(directory).with_context(|| format!("look into `{}`", directory.display()))? {
         let entry = entry.with_context(|| format!("look into `{}`", directory.display()))?;
@@ -174,7 +183,7 @@ async fn clear(directory: &Path) -> anyhow::Result<()> {
 async fn install_and_make_users(request: &Initialisation<'_>, identity: &Identity) -> anyhow::Result<()> {
     let config = request.config;
     let settings_file = config.run_directory.join("initialise.cnf");
-    let launcher = request.launcher.bound();
+    let launcher = request.launcher.bound_to_work_in(&config.data_directory);
     let settings = configuration_file::render(&Settings {
         config,
         flavor: request.binaries.flavor,

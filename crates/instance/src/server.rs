@@ -36,7 +36,13 @@ pub struct Launcher {
     pub die_with_parent: bool,
     /// Who they run as; none: as this process.
     pub user: Option<ServerUser>,
+    /// What processes and all that they start carry in their environment as [`WORK_VARIABLE`].
+    pub(crate) work: Option<PathBuf>,
 }
+
+/// The environment variable that tells for which data directory a process works. Tools start others, which
+/// outlive them; by this they are found, whoever is left.
+pub(crate) const WORK_VARIABLE: &str = "MYSQL_SERVICE_WORK";
 
 impl Launcher {
     /// A launcher that starts processes directly: for tests and throw-away servers.
@@ -46,14 +52,27 @@ impl Launcher {
             program: None,
             die_with_parent: false,
             user: None,
+            work: None,
         }
     }
 
-    /// The same, for a process that must not outlive this one.
+    /// A launcher that starts processes through `exec-server` of the program at `program`.
     #[must_use]
-    pub fn bound(&self) -> Self {
+    pub fn through(program: PathBuf, die_with_parent: bool, user: Option<ServerUser>) -> Self {
+        Self {
+            program: Some(program),
+            die_with_parent,
+            user,
+            work: None,
+        }
+    }
+
+    /// The same, for work on a data directory that must not outlive this process.
+    #[must_use]
+    pub fn bound_to_work_in(&self, data_directory: &Path) -> Self {
         Self {
             die_with_parent: self.program.is_some(),
+            work: Some(data_directory.to_path_buf()),
             ..self.clone()
         }
     }
@@ -92,6 +111,9 @@ impl Launcher {
             if name.to_string_lossy().starts_with("MYSQL_SERVICE_") {
                 command.env_remove(name);
             }
+        }
+        if let Some(work) = &self.work {
+            command.env(WORK_VARIABLE, work);
         }
         // A process group of its own: a Ctrl-C at a terminal is the agent's to handle.
         command.process_group(0);
@@ -363,6 +385,75 @@ pub fn processes_in(directory: &Path) -> io::Result<Vec<u32>> {
     Ok(found)
 }
 
+/// Waits until no process works in `directory`, for a while: one that is being killed still shows for a moment.
+/// The process that stays, if one does.
+///
+/// # Errors
+/// When the process list cannot be read.
+pub(crate) async fn who_stays_in(directory: &Path) -> io::Result<Option<u32>> {
+    /// The kernel takes back the memory of a large server within seconds.
+    const LIMIT: Duration = Duration::from_secs(10);
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let found = processes_in(directory)?;
+        if found.is_empty() || Instant::now() >= deadline {
+            return Ok(found.first().copied());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Ends every process that works for a data directory by its environment, until there is none; how many there
+/// were.
+///
+/// # Errors
+/// When the process list cannot be read, or a process cannot be ended.
+pub(crate) async fn end_work_in(directory: &Path) -> io::Result<usize> {
+    let mut wanted = OsString::from(WORK_VARIABLE);
+    wanted.push("=");
+    wanted.push(directory);
+    let mut ended = 0;
+    loop {
+        // One that is seen may have started another behind the look: only a look that finds none is the last.
+        let found = processes_with(wanted.as_encoded_bytes())?;
+        if found.is_empty() {
+            return Ok(ended);
+        }
+        for pid in found {
+            match Process::adopt(pid) {
+                Ok(process) => {
+                    process.kill().await?;
+                    ended += 1;
+                }
+                // It ended meanwhile.
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Running processes whose environment has the entry `wanted`.
+fn processes_with(wanted: &[u8]) -> io::Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(pid) = entry?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        // Processes of other users, and those that end meanwhile, cannot be looked at; a zombie has none.
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let has = environment.split(|byte| *byte == 0).any(|entry| entry == wanted);
+        if has && pid != std::process::id() && start_ticks(pid).is_some() {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
 /// The last lines of a log from `offset` on, at most `lines`: what a person should see when a server failed.
 #[must_use]
 pub fn log_tail(path: &Path, offset: u64, lines: usize) -> Vec<String> {
@@ -461,6 +552,24 @@ mod tests {
             .unwrap();
         process.kill().await.unwrap();
         assert!(processes_in(directory.path()).unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn whatever_a_tool_left_behind_is_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let work = directory.path().join("data");
+        let launcher = Launcher::direct().bound_to_work_in(&work);
+        // A tool that ends, and leaves two behind of which one starts a third.
+        let script = "sleep 1000 & (sleep 1000; sleep 1000) & exit 0";
+        let tool = launcher
+            .start(Path::new("/bin/sh"), &arguments(&["-c", script]), &log)
+            .await
+            .unwrap();
+        assert_eq!(tool.wait().await, Exit::Code(0));
+        assert!(end_work_in(&work).await.unwrap() >= 2);
+        assert_eq!(end_work_in(&work).await.unwrap(), 0);
+        assert_eq!(end_work_in(&directory.path().join("dat")).await.unwrap(), 0);
     }
 
     #[test]

@@ -132,15 +132,16 @@ impl Starter {
     ///
     /// # Errors
     /// When a process works in the data directory that no agent of ours started.
-    pub(crate) fn adopt(&self, notes: &Notes) -> anyhow::Result<Option<Process>> {
+    pub(crate) async fn adopt(&self, notes: &Notes) -> anyhow::Result<Option<Process>> {
         if let Some(server) = notes.server.filter(ServerProcess::is_running) {
             let process = Process::adopt(server.pid)
                 .with_context(|| format!("watch the running server, process {}", server.pid))?;
             return Ok(Some(process));
         }
-        let strangers =
-            server::processes_in(&self.config.data_directory).context("look for running servers")?;
-        if let Some(pid) = strangers.first() {
+        let stays = server::who_stays_in(&self.config.data_directory)
+            .await
+            .context("look for running servers")?;
+        if let Some(pid) = stays {
             bail!(
                 "the process {pid} works in the data directory `{}`, and no agent of this instance started it: stop \
                  it first",

@@ -22,7 +22,7 @@ use topology::observation::ServerState;
 use topology::{Address, Flavor, Generation, Incarnation};
 
 /// A server answers within seconds; on a machine that runs every other test, too, within some ten.
-pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const LIMIT: Duration = Duration::from_mins(2);
 const POLL: Duration = Duration::from_millis(10);
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -123,6 +123,8 @@ impl TestAgent {
         std::fs::write(home.join("instance.toml"), text).unwrap();
         let secret_file = home.join("secret.conf");
         std::fs::write(&secret_file, secrets.expect("secrets or a template")).unwrap();
+        // Otherwise the agent says that others can read it.
+        std::fs::set_permissions(&secret_file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         let (secrets, _) = SecretFile::load_with(Some(&secret_file), |_| None).unwrap();
         let token = secrets.agent_token().unwrap();
         Self {
@@ -374,6 +376,7 @@ impl FakeMonitor {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "axum hands its extractors over")]
 fn hear(
     axum::extract::State(shared): axum::extract::State<Arc<Mutex<Shared>>>,
     headers: axum::http::HeaderMap,

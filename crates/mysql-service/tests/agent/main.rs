@@ -3,6 +3,12 @@
 //!
 //! Needs MariaDB on the PATH and MySQL in the folder that `MYSQL_SERVICE_MYSQL_DIR` names (or on the PATH).
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test that cannot go on fails there, and says what its agent said"
+)]
+
 mod accounts;
 mod fences;
 mod harness;

@@ -1,6 +1,7 @@
 //! The kinds of start, and everything that is refused before a server touches the files.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::time::Duration;
 
 use mysql_client::Depth;
@@ -315,7 +316,6 @@ async fn the_server_of_a_root_agent_runs_as_mysql() {
         .unwrap()
         .replace("user = \"root\"\n", "");
     fs::write(&file, text).unwrap();
-    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
     fs::set_permissions(agent.home(), fs::Permissions::from_mode(0o755)).unwrap();
     let mut agent = agent;
     agent.launch();

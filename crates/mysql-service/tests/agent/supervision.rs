@@ -65,7 +65,7 @@ async fn a_killed_server_comes_back_read_only_and_the_monitor_hears_at_once(flav
 
 async fn a_server_outlives_its_agent_and_is_adopted(flavor: Flavor) {
     let mut setup = Setup::of(flavor);
-    setup.more = "server_dies_with_agent = false\n".to_owned();
+    setup.more.clear();
     let mut agent = TestAgent::start(setup).await;
     agent.allow_writes().await;
     let server = agent.server().await;

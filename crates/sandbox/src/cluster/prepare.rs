@@ -133,11 +133,11 @@ async fn make_template(
     request: &Request,
 ) -> Result<PathBuf> {
     let as_root = configuration::runs_as_root(layout, settings);
-    let launcher = Launcher {
-        program: Some(request.program.clone()),
-        die_with_parent: true,
-        user: user::server_user(as_root.then_some("root"))?,
-    };
+    let launcher = Launcher::through(
+        request.program.clone(),
+        true,
+        user::server_user(as_root.then_some("root"))?,
+    );
     let secret_file = layout.secret_file();
     let template = match &request.templates {
         Some(folder) if !secret_file.exists() => {
