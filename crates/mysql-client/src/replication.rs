@@ -17,9 +17,10 @@ use crate::error::Error;
 use crate::observe::{channel, replication};
 use crate::server::Server;
 use crate::statements::{
-    CHANGE_SOURCE, FORGET_SOURCE, REPLICATION_STATUS, SOURCE_HOST, SOURCE_PASSWORD, SOURCE_PORT, SOURCE_SSL,
-    SOURCE_USER, START_APPLIER, START_RECEIVER, START_REPLICATION, STATUS_APPLIED, STATUS_FILE_APPLIED,
-    STATUS_FILE_READ, STATUS_READ, STATUS_RECEIVED, STOP_APPLIER, STOP_RECEIVER, STOP_REPLICATION, literal,
+    CHANGE_SOURCE, FORGET_SOURCE, REPLICATION_STATUS, SELECT_TRANSACTIONS_AT_HAND, SOURCE_HOST,
+    SOURCE_PASSWORD, SOURCE_PORT, SOURCE_SSL, SOURCE_USER, START_APPLIER, START_RECEIVER, START_REPLICATION,
+    STATUS_APPLIED, STATUS_FILE_APPLIED, STATUS_FILE_READ, STATUS_READ, STATUS_RECEIVED, STOP_APPLIER,
+    STOP_RECEIVER, STOP_REPLICATION, literal,
 };
 
 /// The longest single wait inside the server, so that a wait notices a stopped applier soon after.
@@ -57,6 +58,14 @@ impl Server {
     /// Stops both threads.
     pub async fn stop_replication(&mut self) -> Result<(), Error> {
         self.execute_threads(STOP_REPLICATION.of(self.flavor)).await
+    }
+
+    /// The receiver is stopped and what it received is applied: whether it was stopped within a transaction, of
+    /// which the applier has begun the first part. Told to stop, a MySQL applier then waits for the rest, for a
+    /// minute; only a receiver that is started again brings it. MariaDB's rolls the part back.
+    pub async fn has_part_of_a_transaction(&mut self) -> Result<bool, Error> {
+        let sql = SELECT_TRANSACTIONS_AT_HAND.of(self.flavor);
+        Ok(!sql.is_empty() && self.query_value(sql).await?.is_some())
     }
 
     /// Tells the server whom to follow, and starts nothing. Both threads are stopped, and nothing that was

@@ -43,6 +43,16 @@ statements! {
     STOP_REPLICATION:    "STOP SLAVE"                            | "STOP REPLICA";
     FORGET_SOURCE:       "RESET SLAVE ALL"                       | "RESET REPLICA ALL";
     REPLICATION_STATUS:  "SHOW SLAVE STATUS"                     | "SHOW REPLICA STATUS";
+    // The transactions that the receiver or the applier is in the middle of.
+    SELECT_TRANSACTIONS_AT_HAND: ""                              | "SELECT QUEUEING_TRANSACTION \
+                                                                    FROM performance_schema.replication_connection_status \
+                                                                    WHERE QUEUEING_TRANSACTION <> '' \
+                                                                    UNION ALL SELECT PROCESSING_TRANSACTION \
+                                                                    FROM performance_schema.replication_applier_status_by_coordinator \
+                                                                    WHERE PROCESSING_TRANSACTION <> '' \
+                                                                    UNION ALL SELECT APPLYING_TRANSACTION \
+                                                                    FROM performance_schema.replication_applier_status_by_worker \
+                                                                    WHERE APPLYING_TRANSACTION <> ''";
 
     // Where to replicate from, up to the login. A heartbeat each second tells a dead connection early.
     CHANGE_SOURCE:       "CHANGE MASTER TO \

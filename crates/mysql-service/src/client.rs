@@ -16,9 +16,9 @@ const MONITOR_VARIABLE: &str = "MYSQL_SERVICE_MONITOR";
 /// Who asks, in the history of events.
 const ACTOR: &str = "cli";
 
-/// What a monitor may take to answer one request. It answers from memory, except for plans, which ask every
-/// server (each with a deadline of about a second).
-const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+/// What a monitor may take to answer one request. It answers from memory, except for plans: before one it looks at
+/// every server, some seconds long at those that are frozen, and finishes what it is putting right itself.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A client of the monitor that the options, the environment or the default directory name, in this order.
 pub(crate) fn connect(options: &ClientOptions) -> Result<Client, Failure> {

@@ -3,6 +3,8 @@
 use std::future::Future;
 
 use anyhow::Context as _;
+use instance::binaries::BinariesError;
+use mysql_client::credentials::SecretError;
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -164,11 +166,9 @@ where
     })
 }
 
-/// Whether a daemon's error comes from what a person wrote, so that starting it again cannot help.
+/// Whether a daemon's error comes from what a person wrote or installed, so that starting it again cannot help.
 fn is_configuration(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<mysql_client::credentials::SecretError>()
-        .is_some()
+    error.downcast_ref::<SecretError>().is_some() || error.downcast_ref::<BinariesError>().is_some()
 }
 
 fn start_logging(options: &Daemon) -> Result<(), Failure> {

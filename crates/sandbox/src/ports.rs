@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -28,6 +28,11 @@ impl PortRange {
     pub fn take(count: u16) -> Result<Self> {
         let (begin, end) = range()?;
         let folder = lock_folder()?;
+        // Two that search at once would stand in each other's way to the end of the range.
+        let search = open_lock(&folder.join("search"))?;
+        search
+            .lock()
+            .context("cannot wait for others who look for ports")?;
         let mut first = begin;
         while first.checked_add(count).is_some_and(|next| next - 1 <= end) {
             match try_take(&folder, first, count)? {
@@ -50,16 +55,11 @@ impl PortRange {
 }
 
 /// The locks of all the ports, or the first that is taken.
-fn try_take(folder: &std::path::Path, first: u16, count: u16) -> Result<std::result::Result<Vec<File>, u16>> {
+fn try_take(folder: &Path, first: u16, count: u16) -> Result<std::result::Result<Vec<File>, u16>> {
     let mut locks = Vec::new();
     for port in first..first + count {
         let path = folder.join(port.to_string());
-        let file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .with_context(|| format!("cannot open {}", path.display()))?;
+        let file = open_lock(&path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => return Ok(Err(port)),
@@ -74,6 +74,15 @@ fn try_take(folder: &std::path::Path, first: u16, count: u16) -> Result<std::res
         locks.push(file);
     }
     Ok(Ok(locks))
+}
+
+fn open_lock(path: &Path) -> Result<File> {
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .with_context(|| format!("cannot open {}", path.display()))
 }
 
 /// Whether nobody listens on the port of this machine, on any address.

@@ -6,8 +6,8 @@ use api::FORMAT;
 use api::agent::{HeartbeatReply, InstanceReport, MasterAnnouncement};
 use tokio::sync::oneshot;
 use topology::gtid::Lacks;
-use topology::observation::{AgentReport, ServerState};
-use topology::{InstanceId, Moment, Refusal, Status};
+use topology::observation::{AgentReport, ServerState, Unreachable};
+use topology::{InstanceId, Look, Moment, Refusal, Status};
 
 use super::{Controller, MONITOR, Permission};
 use crate::clock;
@@ -93,6 +93,20 @@ impl<S: Store> Controller<S> {
                 disk_free_bytes: report.disk_free_bytes,
                 disk_total_bytes: report.disk_total_bytes,
                 clock_ahead_milliseconds: clock_ahead(report.wall_clock_unix_milliseconds),
+            });
+        }
+        if let (Some(view), Some(pid)) = (
+            self.views.get_mut(id),
+            before.as_ref().and_then(|before| before.server_pid),
+        ) && report.server_pid != Some(pid)
+        {
+            // What was seen of that process is no longer so, however fresh it is.
+            view.record(Look {
+                began: at,
+                at,
+                result: Err(Unreachable {
+                    reason: format!("its server process {pid} has ended, and another was not seen yet"),
+                }),
             });
         }
         let event = self.event_of_report(id, before.as_ref(), &report);

@@ -326,6 +326,13 @@ async fn forget_source(at: &InstanceId, server: &mut Server) -> Result<String, F
     Ok(String::new())
 }
 
+/// How often a receiver is stopped in the hope that it is between two transactions: under load each stop has a
+/// chance of about one half.
+const STOPS_OF_A_RECEIVER: usize = 10;
+
+/// What a receiver that was started again takes to bring the rest of a transaction.
+const REST_OF_A_TRANSACTION: Duration = Duration::from_millis(20);
+
 /// Stops the receiver, lets the applier finish what was received, then stops the applier.
 async fn finish_received(at: &InstanceId, server: &mut Server, seen: &Observation) -> Result<(), Failure> {
     let Some(replication) = &seen.replication else {
@@ -341,16 +348,24 @@ async fn finish_received(at: &InstanceId, server: &mut Server, seen: &Observatio
         // Before the receiver is stopped: MariaDB drops the relay logs at a start after both were.
         server.start_applier().await.map_err(wrap)?;
     }
-    if receives {
-        server.stop_receiver().await.map_err(wrap)?;
+    for _ in 0..STOPS_OF_A_RECEIVER {
+        if receives {
+            server.stop_receiver().await.map_err(wrap)?;
+        }
+        let drained = server.wait_until_drained(DRAIN_LIMIT).await.map_err(wrap)?;
+        if !drained {
+            return Err(Failure::new(format!(
+                "{at} has not applied everything that it received after {} s",
+                DRAIN_LIMIT.as_secs()
+            )));
+        }
+        if !receives || !server.has_part_of_a_transaction().await.map_err(wrap)? {
+            break;
+        }
+        server.start_receiver().await.map_err(wrap)?;
+        tokio::time::sleep(REST_OF_A_TRANSACTION).await;
     }
-    let drained = server.wait_until_drained(DRAIN_LIMIT).await.map_err(wrap)?;
-    if !drained {
-        return Err(Failure::new(format!(
-            "{at} has not applied everything that it received after {} s",
-            DRAIN_LIMIT.as_secs()
-        )));
-    }
+    // Part of a transaction is left only when its source is gone.
     server.stop_replication().await.map_err(wrap)
 }
 

@@ -1,6 +1,6 @@
 //! `kill -9` of what keeps the cluster running: servers, agents, proxies.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 use topology::{Flavor, Role, Status};
@@ -21,7 +21,7 @@ fn kill(pid: u32) {
 async fn a_killed_master_goes_on_as_master_and_nothing_is_lost(flavor: Flavor) {
     let cluster = TestCluster::start(flavor).await;
     let ledger = Ledger::start(&cluster).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    ledger.wait_for_a_write().await;
     let pid = cluster.server_pid("mysql-server-1").await;
     let killed = Instant::now();
     kill(pid);
@@ -32,18 +32,14 @@ async fn a_killed_master_goes_on_as_master_and_nothing_is_lost(flavor: Flavor) {
             })
         })
         .await;
+    ledger.wait_for_a_write().await;
     cluster.wait_until_ok().await;
     assert_eq!(cluster.only(Role::Master).await.as_str(), "mysql-server-1");
     let refused = cluster.run(&["failover", "--yes"]).await.expect(3);
-    assert!(!refused.stderr.is_empty());
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(refused.stderr.contains("failover"), "{}", refused.stderr);
+    ledger.wait_for_a_write().await;
     let record = ledger.stop().await;
     let back = record.first_after(killed).expect("writes went on");
-    let last = record.acknowledged.last().unwrap().1;
-    assert!(
-        last > killed + Duration::from_millis(100),
-        "no write after the crash"
-    );
     eprintln!(
         "{flavor}: first write {:?} after the kill, longest stall {:?}",
         back - killed,
@@ -90,7 +86,6 @@ async fn killed_replicas_agents_and_proxies_come_back(flavor: Flavor) {
     // Without the monitor the services go on; with it nothing changes.
     let generation = cluster.document().await.generation;
     cluster.cluster.daemon("monitor").unwrap().kill();
-    let alone = Instant::now();
     let mut through_proxy = cluster
         .cluster
         .connect(&cluster.cluster.settings().master())
@@ -101,6 +96,7 @@ async fn killed_replicas_agents_and_proxies_come_back(flavor: Flavor) {
         .await
         .unwrap();
     cluster.run(&["status"]).await.expect(4);
+    ledger.wait_for_a_write().await;
     cluster.cluster.restart("monitor").unwrap();
     cluster.wait_until_ok().await;
     assert_eq!(
@@ -110,11 +106,8 @@ async fn killed_replicas_agents_and_proxies_come_back(flavor: Flavor) {
     );
 
     cluster.cluster.restart("proxy-master").unwrap();
+    ledger.wait_for_a_write().await;
     let record = ledger.stop().await;
-    assert!(
-        record.first_after(alone).is_some(),
-        "no write without the monitor"
-    );
     cluster.wait_until_ok().await;
     record.assert_kept(&cluster).await;
     cluster.assert_same_everywhere(&["ledger", "alone"]).await;

@@ -16,10 +16,10 @@ use topology::{Flavor, InstanceId, Role, Status};
 use crate::command::{self, PROGRAM, Ran};
 
 /// A cluster is OK within seconds; on a machine that does other things, too, within some ten.
-pub(crate) const START_LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const START_LIMIT: Duration = Duration::from_mins(2);
 
 /// What the cluster may take to be as it should be again after whatever a test did to it.
-pub(crate) const HEAL_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const HEAL_LIMIT: Duration = Duration::from_mins(1);
 
 /// Offsets from the port base that a cluster uses: see `Settings::ports`.
 pub(crate) const PORTS: u16 = 221;
@@ -146,8 +146,13 @@ impl TestCluster {
 
     /// A session of the application at one instance's server.
     pub(crate) async fn application_at(&self, id: &str) -> Server {
+        self.try_application_at(id).await.unwrap()
+    }
+
+    /// The same where the server may be out of reach.
+    pub(crate) async fn try_application_at(&self, id: &str) -> Result<Server, mysql_client::Error> {
         let address = self.cluster.server_address(&id.parse().unwrap()).unwrap();
-        self.cluster.connect(&address).await.unwrap()
+        self.cluster.connect(&address).await
     }
 
     /// A session of root at one instance's server.
@@ -165,23 +170,38 @@ impl TestCluster {
         SecretFile::load_with(Some(&file), |_| None).unwrap().0
     }
 
-    /// Fails the test unless every server has the same rows in these tables of the database `app`.
+    /// Fails the test unless every server has the same rows in these tables of the database `app`, once it has
+    /// had time to apply what it received. Nobody writes meanwhile.
     pub(crate) async fn assert_same_everywhere(&self, tables: &[&str]) {
-        let mut checksums: BTreeMap<String, String> = BTreeMap::new();
+        let master = self.only(Role::Master).await;
+        let wanted = self.checksums(&master, tables).await;
         for id in self.cluster.settings().instance_ids() {
-            let mut server = self.application_at(id.as_str()).await;
-            for table in tables {
-                let rows = server
-                    .query(&format!("CHECKSUM TABLE app.{table}"))
-                    .await
-                    .unwrap();
-                let checksum = rows[0].value(1).unwrap_or("no such table").to_owned();
-                let first = checksums
-                    .entry((*table).to_owned())
-                    .or_insert_with(|| checksum.clone());
-                assert_eq!(*first, checksum, "the table {table} differs on {id}");
+            let begun = Instant::now();
+            loop {
+                let found = self.checksums(&id, tables).await;
+                if found == wanted {
+                    break;
+                }
+                assert!(
+                    begun.elapsed() < HEAL_LIMIT,
+                    "{id} has {found:?}, the Master {wanted:?}"
+                );
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         }
+    }
+
+    async fn checksums(&self, id: &InstanceId, tables: &[&str]) -> BTreeMap<String, Option<String>> {
+        let mut server = self.application_at(id.as_str()).await;
+        let mut checksums = BTreeMap::new();
+        for table in tables {
+            let rows = server
+                .query(&format!("CHECKSUM TABLE app.{table}"))
+                .await
+                .unwrap();
+            checksums.insert((*table).to_owned(), rows[0].value(1).map(str::to_owned));
+        }
+        checksums
     }
 
     /// The process of an instance's server.

@@ -3,6 +3,12 @@
 //!
 //! Needs MariaDB on the PATH and MySQL in the folder that `MYSQL_SERVICE_MYSQL_DIR` names (or on the PATH).
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "helpers of tests fail the test, and show what it measured"
+)]
+
 mod command;
 mod crashes;
 mod harness;

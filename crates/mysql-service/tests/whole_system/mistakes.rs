@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use topology::Flavor;
 
-use crate::command::{run, run_with};
+use crate::command::run;
 use crate::harness::{PORTS, TestCluster};
 use crate::on_both_flavors;
 
@@ -109,19 +109,32 @@ async fn a_taken_port_is_named_with_what_to_do() {
 #[tokio::test]
 async fn a_missing_server_binary_is_named_with_what_to_do() {
     let directory = TempDir::with_prefix("mistakes-").unwrap();
-    let dir = directory.path().display().to_string();
-    let empty = TempDir::with_prefix("mistakes-").unwrap();
-    let ran = run_with(["up", "--flavor", "mysql", "--dir", &dir], |command| {
-        command
-            .env("MYSQL_SERVICE_MYSQL_DIR", empty.path())
-            .env("PATH", empty.path())
-            .env("HOME", empty.path());
-    })
-    .await;
-    // A machine with MySQL in a system's directory finds it there.
-    if ran.code != 0 {
-        ran.expect(2).explains("install-mysql");
+    let ports = PortRange::take(2).unwrap();
+    let mut words = vec!["instance".to_owned()];
+    for setting in [
+        "id=mysql-server-1".to_owned(),
+        "flavor=mysql".to_owned(),
+        format!("address=127.0.0.1:{}", ports.first()),
+        format!("agent_listen=127.0.0.1:{}", ports.first() + 1),
+        format!("binaries={}", directory.path().display()),
+        format!("run_directory={}", directory.path().join("run").display()),
+        format!("data_directory={}", directory.path().join("data").display()),
+        format!("secret_file={}", write_secrets(directory.path())),
+    ] {
+        words.extend(["--set".to_owned(), setting]);
     }
+    run(words).await.expect(2).explains("install-mysql");
+    let data = std::fs::read_dir(directory.path().join("data"));
+    assert!(
+        data.is_err() || data.unwrap().next().is_none(),
+        "something was put into the data directory"
+    );
+}
+
+fn write_secrets(directory: &Path) -> String {
+    let file = directory.join("good.conf");
+    std::fs::write(&file, "root_passwd=a\nrepl_passwd=b\ndba_passwd=c\n").unwrap();
+    file.display().to_string()
 }
 
 #[tokio::test]

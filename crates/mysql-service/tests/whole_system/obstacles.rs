@@ -122,7 +122,7 @@ async fn assert_writable_soon(cluster: &TestCluster, master: &str) {
 async fn a_switchover_without_ackers_is_given_up_and_writes_go_on(flavor: Flavor) {
     let cluster = TestCluster::start(flavor).await;
     let ledger = Ledger::start(&cluster).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    ledger.wait_for_a_write().await;
     let replicas = [
         cluster.server_pid("mysql-server-2").await,
         cluster.server_pid("mysql-server-3").await,
@@ -147,16 +147,9 @@ async fn a_switchover_without_ackers_is_given_up_and_writes_go_on(flavor: Flavor
     eprintln!("{flavor}: given up after {took:?}: {}", ran.stderr.trim());
     assert_eq!(cluster.only(Role::Master).await.as_str(), "mysql-server-1");
     assert_writable_soon(&cluster, "mysql-server-1").await;
-    let thawed = Instant::now();
+    ledger.wait_for_a_write().await;
     cluster.wait_until_ok().await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
     let record = ledger.stop().await;
-    assert!(
-        record.first_after(thawed).is_some(),
-        "writes did not go on: {:#?}",
-        record.errors
-    );
-    cluster.wait_until_ok().await;
     record.assert_kept(&cluster).await;
     cluster.assert_same_everywhere(&["ledger"]).await;
     // And now it works.

@@ -83,9 +83,8 @@ async fn http_until(address: &Address, path: &str, text: &str) -> String {
             answer.push_str(&String::from_utf8_lossy(&buffer[..length]));
         }
     };
-    if tokio::time::timeout(Duration::from_secs(10), read).await.is_err() {
-        panic!("`{text}` is not in the answer:\n{answer}");
-    }
+    let in_time = tokio::time::timeout(Duration::from_secs(10), read).await.is_ok();
+    assert!(in_time, "`{text}` is not in the answer:\n{answer}");
     answer
 }
 
