@@ -280,17 +280,23 @@ impl Plan {
 }
 
 impl Step {
-    /// Whether this step only records what `passed_over` was to do, and is passed over with it: whom an instance
-    /// was told to follow.
+    /// Whether this step makes no sense after `passed_over` was passed over, and is passed over with it: recording
+    /// whom an instance was told to follow when it was not; having one follow whose own commits still wait for an
+    /// acknowledgement, so that its applier would wait for ever.
     #[must_use]
     pub fn goes_with(&self, passed_over: &Self) -> bool {
-        match (self, passed_over) {
-            (
-                Self::Record {
-                    change: Change::SetLink { instance, .. },
-                },
-                Self::Follow { at, .. },
-            ) => instance == at,
+        let link_of = match self {
+            Self::Record {
+                change: Change::SetLink { instance, .. },
+            } => Some(instance),
+            _ => None,
+        };
+        match passed_over {
+            Self::Follow { at, .. } => link_of == Some(at),
+            Self::SetSemiSyncSource { at, on: false } => {
+                let follows = matches!(self, Self::Follow { .. } | Self::WaitUntilFollowing { .. });
+                link_of == Some(at) || (follows && self.at() == Some(at))
+            }
             _ => false,
         }
     }
@@ -366,5 +372,41 @@ impl Step {
             | Self::FreeWaiters { .. }
             | Self::CreateApplication { .. } => return None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_follows_while_its_own_commits_still_wait() {
+        let id = |name: &str| -> InstanceId { name.parse().unwrap() };
+        let passed_over = Step::SetSemiSyncSource {
+            at: id("db-1"),
+            on: false,
+        };
+        let follow = |at: &str| Step::Follow {
+            at: id(at),
+            source: id("db-2"),
+            account: AccountNumber(1),
+            acknowledge: true,
+        };
+        let wait = Step::WaitUntilFollowing {
+            at: id("db-1"),
+            source: id("db-2"),
+            limit_milliseconds: 1,
+        };
+        let link = Step::Record {
+            change: Change::SetLink {
+                instance: id("db-1"),
+                source: Some(id("db-2")),
+            },
+        };
+        for step in [follow("db-1"), wait, link] {
+            assert!(step.goes_with(&passed_over), "{step}");
+        }
+        assert!(!follow("db-3").goes_with(&passed_over));
+        assert!(!Step::PublishRoutes.goes_with(&passed_over));
     }
 }

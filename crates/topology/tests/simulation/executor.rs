@@ -15,9 +15,14 @@ pub(crate) fn execute(world: &mut World, plan: &Plan) {
     world.note(format!("plan: {}", plan.purpose));
     let decided_after = plan.point_of_no_return();
     let mut position = 0;
+    let mut last_passed_over: Option<&Step> = None;
     while position < plan.steps.len() {
         let decided = decided_after.is_some_and(|point| position > point);
         let step = &plan.steps[position];
+        if last_passed_over.is_some_and(|before| step.goes_with(before)) {
+            position += 1;
+            continue;
+        }
         world.tick();
         if world.faults && world.random.once_in(25) {
             world.note(format!("the monitor dies before: {step}"));
@@ -41,8 +46,8 @@ pub(crate) fn execute(world: &mut World, plan: &Plan) {
             Err(error) => {
                 world.note(format!("failed: {step}: {error}"));
                 if decided && plan.may_be_left_to_heal(position) {
-                    let with = |next: &&Step| next.goes_with(step);
-                    position += 1 + plan.steps[position + 1..].iter().take_while(with).count();
+                    last_passed_over = Some(step);
+                    position += 1;
                 } else if decided || plan.purpose == Purpose::Heal {
                     return;
                 } else {
