@@ -159,6 +159,14 @@ impl RealWorld {
             let wrap = |error: mysql_client::Error| failure(at, &error);
             match manner(&seen, &address, &login.user, acknowledge) {
                 Manner::AsItShould => return Ok("it did so already".to_owned()),
+                Manner::BothThreads | Manner::Repoint
+                    if seen.semi_sync.source_enabled && self.cluster().master() != Some(at) =>
+                {
+                    return Err(Failure::new(format!(
+                        "commits at {at} still wait for an acknowledgement, and its applier would wait for ever: its \
+                         semi-sync has to be off before it follows"
+                    )));
+                }
                 Manner::ReceiverAlone => {
                     server.stop_receiver().await.map_err(wrap)?;
                     server.set_semi_sync_replica(acknowledge).await.map_err(wrap)?;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use mysql_client::{ReadOnly, Server, Session, SessionKind};
 use tokio::time::Instant;
-use topology::InstanceId;
 use topology::gtid::Lacks;
+use topology::{InstanceId, Observation};
 
 use super::Failure;
 use super::world::{RealWorld, connect, failure, look};
@@ -71,6 +71,7 @@ impl RealWorld {
     /// Makes the recorded master writable, if its data is what it has to be.
     pub(crate) async fn allow_writes(&mut self, at: &InstanceId) -> Result<String, Failure> {
         let permission = self.surroundings.controller.permit_writes(at).await?;
+        let waits = self.cluster().waits_for_acknowledgements();
         let mut server = self.server(at).await?;
         let result = async {
             let seen = look(at, &mut server).await?;
@@ -82,6 +83,12 @@ impl RealWorld {
             }
             if !seen.read_only {
                 return Ok("it was writable already".to_owned());
+            }
+            if waits && !seen.semi_sync.source_enabled {
+                return Err(Failure::new(format!(
+                    "commits of {at} would wait for no acknowledgement: it was restarted since its writes were stopped; \
+                     the monitor makes it writable when an acker follows"
+                )));
             }
             if let Some(mark) = &permission.mark
                 && let Lacks::These(missing) = seen.transactions.lacks(mark)
@@ -113,7 +120,10 @@ impl RealWorld {
             if seen.semi_sync.source_enabled == on && seen.semi_sync.source_active == on {
                 return Ok("it was so already".to_owned());
             }
-            if !on && seen.semi_sync.waiting_sessions > 0 {
+            if !on
+                && seen.semi_sync.waiting_sessions > 0
+                && !only_its_applier_waits(at, &mut server, &seen).await?
+            {
                 return Err(Failure::new(format!(
                     "{} commits at {at} wait for an acknowledgement, and would be answered without one",
                     seen.semi_sync.waiting_sessions
@@ -152,6 +162,22 @@ impl RealWorld {
         self.keep(at, server, &result);
         result
     }
+}
+
+/// Whether nobody who waits for an acknowledgement would be told "committed" without one: at a read-only server that
+/// follows, with no session in commit, what waits is its own applier, for what its source has committed already.
+async fn only_its_applier_waits(
+    at: &InstanceId,
+    server: &mut Server,
+    seen: &Observation,
+) -> Result<bool, Failure> {
+    if !seen.read_only || seen.replication.is_none() {
+        return Ok(false);
+    }
+    let sessions = server.sessions().await.map_err(|error| failure(at, &error))?;
+    Ok(!sessions
+        .iter()
+        .any(|session| session.kind == SessionKind::InCommit))
 }
 
 async fn stop_writes(at: &InstanceId, server: &mut Server, limit: Duration) -> Result<String, Failure> {
