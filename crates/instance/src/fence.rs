@@ -143,14 +143,14 @@ const ATTEMPTS: usize = 2;
 
 /// Ends every session of applications that is not in commit.
 pub(crate) async fn end_clients(server: &mut Server) -> Result<usize, Error> {
-    let mut ended = 0;
-    for session in server.sessions().await? {
-        if session.kind == SessionKind::Application && session.command != "Killed" {
-            server.end_session(session.id).await?;
-            ended += 1;
-        }
-    }
-    Ok(ended)
+    let sessions = server.sessions().await?;
+    let applications: Vec<u64> = sessions
+        .iter()
+        .filter(|session| session.kind == SessionKind::Application && session.command != "Killed")
+        .map(|session| session.id)
+        .collect();
+    server.end_sessions(&applications).await?;
+    Ok(applications.len())
 }
 
 /// Sessions in commit, those that wait for an acknowledgement among them.

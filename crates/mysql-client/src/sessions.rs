@@ -81,6 +81,29 @@ impl Server {
         }
     }
 
+    /// Ends several sessions, in one round trip where it can.
+    ///
+    /// As with [`end_session`](Self::end_session), those that are gone already are fine.
+    pub async fn end_sessions(&mut self, ids: &[u64]) -> Result<(), Error> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let statements: Vec<String> = ids.iter().map(|id| format!("KILL CONNECTION {id}")).collect();
+        match self.execute(&statements.join("; ")).await {
+            // The server stops at the first that is gone. Ending one again does no harm.
+            Err(Error::Server {
+                code: code::NO_SUCH_THREAD,
+                ..
+            }) => {
+                for id in ids {
+                    self.end_session(*id).await?;
+                }
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
     /// The sessions that send the binlog to replicas which logged in as `user`.
     pub async fn dump_threads_of(&mut self, user: &str) -> Result<Vec<u64>, Error> {
         let sessions = self.sessions().await?;

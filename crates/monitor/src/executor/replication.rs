@@ -20,7 +20,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 const SOURCE_LIMIT: Duration = Duration::from_secs(2);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
-const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 
 impl RealWorld {
     pub(crate) async fn wait_until_applied(

@@ -13,7 +13,7 @@ use super::world::{RealWorld, connect, failure, look};
 
 /// Pauses between looks at the sessions: commits in flight take a millisecond or two.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
-const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
 /// A logged statement that `dba` may send and that changes nothing anybody reads.
 const FREEING_STATEMENT: &str = "FLUSH STATUS";
@@ -247,24 +247,23 @@ struct Round {
 /// Ends every application's session that is not in commit.
 async fn end_applications(at: &InstanceId, server: &mut Server) -> Result<Round, Failure> {
     let sessions = server.sessions().await.map_err(|error| failure(at, &error))?;
-    let mut round = Round {
-        ended: 0,
-        in_commit: 0,
-    };
-    for session in &sessions {
-        match session.kind {
-            SessionKind::InCommit => round.in_commit += 1,
-            SessionKind::Application if session.command != "Killed" => {
-                server
-                    .end_session(session.id)
-                    .await
-                    .map_err(|error| failure(at, &error))?;
-                round.ended += 1;
-            }
-            _ => {}
-        }
-    }
-    Ok(round)
+    let in_commit = sessions
+        .iter()
+        .filter(|session| session.kind == SessionKind::InCommit)
+        .count();
+    let applications: Vec<u64> = sessions
+        .iter()
+        .filter(|session| session.kind == SessionKind::Application && session.command != "Killed")
+        .map(|session| session.id)
+        .collect();
+    server
+        .end_sessions(&applications)
+        .await
+        .map_err(|error| failure(at, &error))?;
+    Ok(Round {
+        ended: applications.len(),
+        in_commit,
+    })
 }
 
 /// The failure that names who keeps the server from becoming read-only.
