@@ -13,6 +13,7 @@
 //!   log/                    one log a daemon
 //!   monitor/                the monitor's state
 //!   backup_store/           backups
+//!   template/               while the first start lasts: an initialised data directory to copy
 //!   mysql-server-1/         one folder an instance:
 //!     data/ binlog/ relay_log/ backup/ backup_log/ slow_log/ run/
 //!     conf.d/               *.cnf of the user, never written by us
@@ -29,9 +30,9 @@ use topology::{Address, Flavor, InstanceId};
 /// The format of [`Settings`] that this version writes.
 const FORMAT: u32 = 1;
 
-/// A unix socket's path has at most 107 bytes; an instance's is the directory's and this much.
+/// A unix socket's path has at most 107 bytes; an instance's is the directory's and this much, a template's less.
 const LONGEST_SOCKET: &str = "/mysql-server-9/run/mysqld.sock";
-const LONGEST_DIRECTORY_BYTES: usize = 107 - LONGEST_SOCKET.len();
+pub(crate) const LONGEST_DIRECTORY_BYTES: usize = 107 - LONGEST_SOCKET.len();
 
 /// Why a directory is not used. Nothing in it was changed.
 #[derive(Debug, thiserror::Error)]
@@ -374,6 +375,10 @@ impl Layout {
     #[must_use]
     pub fn backup_store(&self) -> PathBuf {
         self.directory.join("backup_store")
+    }
+
+    pub(crate) fn template_directory(&self) -> PathBuf {
+        self.directory.join("template")
     }
 
     /// The folder of an instance.

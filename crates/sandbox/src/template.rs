@@ -47,12 +47,8 @@ pub async fn prepare(
     let folder = folder
         .canonicalize()
         .with_context(|| format!("cannot find {}", folder.display()))?;
-    let name = format!(
-        "{}-{}-{:08x}",
-        binaries.flavor,
-        binaries.version,
-        fingerprint(binaries)
-    );
+    let fingerprint = fingerprint(binaries);
+    let name = format!("{}-{}-{fingerprint:08x}", binaries.flavor, binaries.version);
     let _lock = lock(folder.join(format!("{name}.lock"))).await?;
     let home = folder.join(&name);
     let template = Template {
@@ -68,7 +64,7 @@ pub async fn prepare(
     }
     let (secrets, _) = SecretFile::load_with(Some(&template.secret_file), |_| None)?;
     let request = Initialisation {
-        config: &configuration(&home)?,
+        config: &configuration(&home, &run_directory(&folder, fingerprint))?,
         binaries,
         secrets: &secrets,
         launcher,
@@ -107,18 +103,37 @@ async fn lock(path: PathBuf) -> Result<File> {
     task.await.context("cannot wait for a lock")?
 }
 
+/// Where the socket is while a template is made: with a path so short that it fits wherever an instance's does.
+fn run_directory(folder: &Path, fingerprint: u32) -> PathBuf {
+    folder.join(format!("{fingerprint:08x}"))
+}
+
 /// What an initialisation needs to know. Nobody connects to a server of a template: its addresses lead nowhere.
-fn configuration(home: &Path) -> Result<InstanceConfig> {
+fn configuration(home: &Path, run_directory: &Path) -> Result<InstanceConfig> {
     let directory = |name: &str| format!("{name}_directory = \"{}\"\n", home.join(name).display());
     let text = format!(
-        "id = \"template\"\naddress = \"127.0.0.1:1\"\nagent_listen = \"127.0.0.1:1\"\nmemory = \"256M\"\n{}{}{}{}{}{}{}",
+        "id = \"template\"\naddress = \"127.0.0.1:1\"\nagent_listen = \"127.0.0.1:1\"\nmemory = \"256M\"\n{}{}{}{}{}{}run_directory = \"{}\"\n",
         directory("data"),
         directory("binlog"),
         directory("relay_log"),
         directory("backup"),
         directory("backup_log"),
         directory("slow_log"),
-        directory("run"),
+        run_directory.display(),
     );
     InstanceConfig::parse(&text).context("cannot place a template")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::{LONGEST_DIRECTORY_BYTES, Layout};
+
+    #[test]
+    fn a_template_fits_wherever_a_cluster_does() {
+        let directory = PathBuf::from(format!("/{}", "x".repeat(LONGEST_DIRECTORY_BYTES - 1)));
+        let folder = Layout::new(&directory).template_directory();
+        let run = run_directory(&folder, u32::MAX);
+        configuration(&folder.join("mariadb-10.11.19-ffffffff"), &run).unwrap();
+    }
 }

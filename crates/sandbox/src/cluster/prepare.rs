@@ -150,7 +150,7 @@ async fn make_template(
         }
         _ => {
             make_secrets(layout)?;
-            template::prepare(binaries, &own_templates(layout), Some(&secret_file), &launcher).await?
+            template::prepare(binaries, &layout.template_directory(), Some(&secret_file), &launcher).await?
         }
     };
     Ok(template.data_directory)
@@ -206,13 +206,9 @@ fn all_have_data(layout: &Layout, settings: &Settings) -> bool {
     })
 }
 
-fn own_templates(layout: &Layout) -> PathBuf {
-    layout.directory().join("template")
-}
-
 /// The template of this cluster alone has served once every instance has its data.
 pub(super) fn remove_own_template(layout: &Layout) -> Result<()> {
-    let folder = own_templates(layout);
+    let folder = layout.template_directory();
     match std::fs::remove_dir_all(&folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", folder.display()))
