@@ -5,6 +5,22 @@ use std::fmt;
 use crate::plan::{Change, Plan, Purpose, Step};
 
 impl Plan {
+    /// What the plan does, in one line. What is put right is told by the first step that does something, and how
+    /// many follow it.
+    #[must_use]
+    pub fn title(&self) -> String {
+        let acts = |step: &&Step| !matches!(step, Step::Record { .. });
+        let Some(step) = self.steps.iter().find(acts).or(self.steps.first()) else {
+            return self.purpose.to_string();
+        };
+        match (&self.purpose, self.steps.len() - 1) {
+            (Purpose::Heal, 0) => format!("Put right: {step}"),
+            (Purpose::Heal, 1) => format!("Put right: {step}, and 1 more step"),
+            (Purpose::Heal, more) => format!("Put right: {step}, and {more} more steps"),
+            (purpose, _) => purpose.to_string(),
+        }
+    }
+
     /// Every step as a sentence, in order; the one that cannot be undone says so.
     #[must_use]
     pub fn sentences(&self) -> Vec<String> {
@@ -251,5 +267,41 @@ impl fmt::Display for Change {
             }
             Self::ApplicationCreated => write!(formatter, "the application's database and user are there"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::InstanceId;
+
+    #[test]
+    fn the_title_of_a_heal_tells_what_is_put_right() {
+        let id = |name: &str| -> InstanceId { name.parse().unwrap() };
+        let record = Step::Record {
+            change: Change::AddAcker {
+                instance: id("db-3"),
+            },
+        };
+        let stop = Step::StopApplying { at: id("db-2") };
+        let titles = [
+            (vec![], "Put right what is not as it was decided"),
+            (vec![stop.clone()], "Put right: stop applying at db-2"),
+            (vec![record.clone()], "Put right: record that db-3 may acknowledge"),
+            (
+                vec![record.clone(), stop.clone()],
+                "Put right: stop applying at db-2, and 1 more step",
+            ),
+            (
+                vec![record, stop, Step::PublishRoutes],
+                "Put right: stop applying at db-2, and 2 more steps",
+            ),
+        ];
+        for (steps, title) in titles {
+            assert_eq!(Plan::new(Purpose::Heal, steps).title(), title);
+        }
+        let pause = Purpose::Pause { instance: id("db-2") };
+        let steps = vec![Step::StopApplying { at: id("db-2") }];
+        assert_eq!(Plan::new(pause, steps).title(), "Pause db-2");
     }
 }

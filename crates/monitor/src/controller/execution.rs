@@ -44,7 +44,7 @@ impl<S: Store> Controller<S> {
         let document = OperationDocument {
             format: FORMAT,
             id: id.clone(),
-            title: plan.purpose.to_string(),
+            title: plan.title(),
             actor: actor.to_owned(),
             state: OperationState::Running,
             started: clock::wall_time(),
