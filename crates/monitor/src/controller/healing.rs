@@ -92,7 +92,7 @@ impl<S: Store> Controller<S> {
     }
 
     /// Whether every instance was looked at since the last operation ended.
-    fn all_seen_since(&self) -> bool {
+    pub(super) fn all_seen_since(&self) -> bool {
         self.views.values().all(|view| {
             view.look
                 .as_ref()

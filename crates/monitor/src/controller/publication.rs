@@ -108,7 +108,8 @@ impl<S: Store> Controller<S> {
         if self.state.published.phase != Phase::Hold || !self.routing.begun {
             self.follow_routes().await?;
         }
-        if self.running.is_none() {
+        // In the middle of an operation, and by looks from before its end, an instance is not what it becomes.
+        if self.running.is_none() && self.all_seen_since() {
             let assessment = assess(&self.situation());
             let events = self.status_events(&assessment.instances);
             if !events.is_empty() {
@@ -203,7 +204,7 @@ impl<S: Store> Controller<S> {
     }
 
     /// Sends out what a page, a command or a scraper may ask for.
-    pub(super) fn publish_snapshot(&self) {
+    pub(crate) fn publish_snapshot(&self) {
         let situation = self.situation();
         let assessment = assess(&situation);
         let operation = self.running.as_ref().map(|running| running.document.id.clone());
