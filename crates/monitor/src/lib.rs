@@ -113,6 +113,8 @@ pub async fn run(config: MonitorConfig, shutdown: watch::Receiver<bool>) -> anyh
         new_events,
     });
     drop(events);
+    // Before the first look, too, the instances of the configuration are known.
+    controller.publish_snapshot();
     controller.ask_agents();
     if let Some(plan) = plan_in_progress {
         controller.resume(plan).await?;

@@ -63,8 +63,13 @@ impl Monitor {
     async fn wait_until_ready(&self) {
         let end = tokio::time::Instant::now() + Duration::from_secs(20);
         loop {
-            if TcpStream::connect(&self.address).await.is_ok() && self.get("/readyz").await.status == 200 {
-                return;
+            if TcpStream::connect(&self.address).await.is_ok() {
+                // Who is configured is known from the first answer on: an agent's first heartbeat is no stranger's.
+                let instances = self.get("/api/v1/instances").await.json();
+                assert_eq!(instances.as_array().map(Vec::len), Some(2), "{instances}");
+                if self.get("/readyz").await.status == 200 {
+                    return;
+                }
             }
             assert!(!self.task.is_finished(), "the monitor ended");
             assert!(tokio::time::Instant::now() < end, "the monitor is not ready");
