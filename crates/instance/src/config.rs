@@ -77,7 +77,7 @@ pub struct InstanceConfig {
     /// Whether the server is killed when the agent dies. Off: it runs on, and the next agent adopts it.
     #[serde(default)]
     pub server_dies_with_agent: bool,
-    /// Whether the agent is killed when its parent dies.
+    /// Whether the agent stops when the process that started it ends; for the binary to carry out.
     #[serde(default)]
     pub die_with_parent: bool,
     /// An initialised, cleanly stopped data directory to copy instead of initialising one.

@@ -41,7 +41,7 @@ pub struct MonitorConfig {
     /// Where `mysql-slave` leads when there is no healthy Slave and no healthy Standby.
     #[serde(default = "default_slave_fallback")]
     pub slave_fallback: SlaveFallback,
-    /// Whether the process ends when the one that started it ends; whoever runs the monitor sees to it.
+    /// Whether the process is killed when the one that started it ends; whoever runs the monitor sees to it.
     #[serde(default)]
     pub die_with_parent: bool,
     /// The application's database and user, made once per cluster; `None`: nothing is made.

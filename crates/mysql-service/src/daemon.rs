@@ -124,18 +124,19 @@ fn merge(table: &mut Table, stronger: Table) {
     }
 }
 
-/// Runs a daemon until it ends or SIGTERM or SIGINT asks it to.
+/// Runs a daemon until it ends or SIGTERM or SIGINT asks it to. With `ends_with_parent` the kernel sends it that
+/// signal when the process that started it ends.
 pub(crate) fn run<D>(
     options: &Daemon,
-    die_with_parent: bool,
+    ends_with_parent: Option<Signal>,
     daemon: impl FnOnce(watch::Receiver<bool>) -> D,
 ) -> Result<(), Failure>
 where
     D: Future<Output = anyhow::Result<()>>,
 {
     start_logging(options)?;
-    if die_with_parent {
-        end_with_parent()?;
+    if let Some(signal) = ends_with_parent {
+        end_with_parent(signal)?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -187,8 +188,8 @@ fn start_logging(options: &Daemon) -> Result<(), Failure> {
     started.map_err(|error| Failure::failed(format!("cannot start logging: {error}")))
 }
 
-/// Asks the kernel for SIGTERM when the parent ends, and ends now when it already has.
-fn end_with_parent() -> Result<(), Failure> {
+/// Asks the kernel for a signal when the parent ends, and ends now when it already has.
+fn end_with_parent(signal: Signal) -> Result<(), Failure> {
     let expected = match std::env::var(PARENT_VARIABLE) {
         Ok(text) => Some(
             text.parse::<i32>()
@@ -198,7 +199,7 @@ fn end_with_parent() -> Result<(), Failure> {
         Err(_) => None,
     };
     let before = rustix::process::getppid();
-    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))
+    rustix::process::set_parent_process_death_signal(Some(signal))
         .context("cannot ask the kernel for a signal when the parent ends")?;
     let now = rustix::process::getppid();
     let is_parent = expected.is_none_or(|pid| now.is_some_and(|now| now.as_raw_nonzero().get() == pid));

@@ -53,7 +53,7 @@ pub struct ProxyConfig {
     /// How long open connections may go on when the proxy stops.
     #[serde(default = "default_drain_seconds")]
     pub drain_seconds: u64,
-    /// Whether the proxy ends when the process that started it does; for the binary to carry out.
+    /// Whether the proxy is killed when the process that started it ends; for the binary to carry out.
     #[serde(default)]
     pub die_with_parent: bool,
 }

@@ -6,16 +6,22 @@ use instance::config::InstanceConfig;
 use instance::exec_server::{self, ExecServer as ExecServerRequest};
 use monitor::config::MonitorConfig;
 use proxy::config::ProxyConfig;
+use rustix::process::Signal;
 use toml::{Table, Value};
 
 use crate::cli::{Daemon, ExecServer, ProxyDaemon, ProxyMode};
 use crate::daemon;
 use crate::failure::Failure;
 
-/// `instance`: the agent.
+/// What ends the monitor and the proxies with their parent: a kill at any moment loses nothing of theirs, and the
+/// kernel carries it out even on one that hangs.
+const KILL: Signal = Signal::KILL;
+
+/// `instance`: the agent. It stops its server before it ends.
 pub(crate) fn instance(options: &Daemon) -> Result<(), Failure> {
     let config = daemon::configuration("instance", options, |_| (), InstanceConfig::parse)?;
-    daemon::run(options, config.die_with_parent, |stop| {
+    let ends_with_parent = config.die_with_parent.then_some(Signal::TERM);
+    daemon::run(options, ends_with_parent, |stop| {
         instance::run(config, stop)
     })
 }
@@ -23,14 +29,16 @@ pub(crate) fn instance(options: &Daemon) -> Result<(), Failure> {
 /// `monitor`.
 pub(crate) fn monitor(options: &Daemon) -> Result<(), Failure> {
     let config = daemon::configuration("monitor", options, |_| (), MonitorConfig::parse)?;
-    daemon::run(options, config.die_with_parent, |stop| monitor::run(config, stop))
+    let ends_with_parent = config.die_with_parent.then_some(KILL);
+    daemon::run(options, ends_with_parent, |stop| monitor::run(config, stop))
 }
 
 /// `proxy`: with `-p` and `-m` as the original service's.
 pub(crate) fn proxy(options: &ProxyDaemon) -> Result<(), Failure> {
     let flags = |table: &mut Table| proxy_flags(options, table);
     let config = daemon::configuration("proxy", &options.daemon, flags, ProxyConfig::parse)?;
-    daemon::run(&options.daemon, config.die_with_parent, |stop| {
+    let ends_with_parent = config.die_with_parent.then_some(KILL);
+    daemon::run(&options.daemon, ends_with_parent, |stop| {
         proxy::run(config, stop)
     })
 }
