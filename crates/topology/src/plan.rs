@@ -72,8 +72,9 @@ pub enum Step {
     /// Publish the routes that follow from the state, with the next generation.
     PublishRoutes,
 
-    /// End sessions that are not in commit, wait until no commit waits for an acknowledgement, then make the
-    /// server read-only; repeated until it is, at most `limit_milliseconds`. Undone by [`Step::AllowWrites`].
+    /// End sessions that are not in commit, then make the server read-only, which waits for the commits in flight
+    /// and lets no other begin; repeated until it is, at most `limit_milliseconds`. Then end the rest, and see that
+    /// no commit waits for an acknowledgement. Undone by [`Step::AllowWrites`].
     /// Fails, naming who holds it up, and leaves semi-sync as it was.
     StopWrites { at: InstanceId, limit_milliseconds: u64 },
     /// Make the server writable. Only ever done at the recorded master, with the recorded server id, and with

@@ -279,15 +279,16 @@ mod tests {
     fn the_title_of_a_heal_tells_what_is_put_right() {
         let id = |name: &str| -> InstanceId { name.parse().unwrap() };
         let record = Step::Record {
-            change: Change::AddAcker {
-                instance: id("db-3"),
-            },
+            change: Change::AddAcker { instance: id("db-3") },
         };
         let stop = Step::StopApplying { at: id("db-2") };
         let titles = [
             (vec![], "Put right what is not as it was decided"),
             (vec![stop.clone()], "Put right: stop applying at db-2"),
-            (vec![record.clone()], "Put right: record that db-3 may acknowledge"),
+            (
+                vec![record.clone()],
+                "Put right: record that db-3 may acknowledge",
+            ),
             (
                 vec![record.clone(), stop.clone()],
                 "Put right: stop applying at db-2, and 1 more step",

@@ -25,8 +25,8 @@ const FREEING_DEADLINE: Duration = Duration::from_millis(500);
 const NAMED_SESSIONS: usize = 5;
 
 impl RealWorld {
-    /// Ends sessions that are not in commit, waits until no commit waits, makes the server read-only, ends the
-    /// rest. A commit that waits for its acknowledgement is never ended: it is either acknowledged or the step
+    /// Ends sessions that are not in commit, makes the server read-only, which lets commits in flight finish, and
+    /// ends the rest. A commit that waits for its acknowledgement is never ended: it is either acknowledged or the step
     /// fails.
     pub(crate) async fn stop_writes(&mut self, at: &InstanceId, limit: Duration) -> Result<String, Failure> {
         let mut server = self.server(at).await?;
@@ -180,29 +180,32 @@ async fn only_its_applier_waits(
         .any(|session| session.kind == SessionKind::InCommit))
 }
 
+/// A session that commits again and again is hardly ever seen outside of a commit. So nobody waits for such a
+/// moment: becoming read-only lets the commits in flight finish and no other begin. The server gives that up by
+/// itself after a second when they do not finish, and nothing has changed then.
 async fn stop_writes(at: &InstanceId, server: &mut Server, limit: Duration) -> Result<String, Failure> {
     let began = Instant::now();
     let mut ended = 0;
-    if look(at, server).await?.read_only {
-        ended += end_applications(at, server).await?.ended;
-        return Ok(stopped("it was read-only already", ended));
-    }
-    loop {
-        ended += drain_commits(at, server, began, limit).await?;
-        match server
-            .set_read_only(true)
-            .await
-            .map_err(|error| failure(at, &error))?
-        {
-            ReadOnly::Done => break,
-            ReadOnly::Blocked if began.elapsed() >= limit => {
-                return Err(in_the_way(at, server, limit).await);
+    let found = if look(at, server).await?.read_only {
+        "it was read-only already"
+    } else {
+        loop {
+            ended += end_applications(at, server).await?.ended;
+            match server
+                .set_read_only(true)
+                .await
+                .map_err(|error| failure(at, &error))?
+            {
+                ReadOnly::Done => break "",
+                ReadOnly::Blocked if began.elapsed() >= limit => {
+                    return Err(in_the_way(at, server, limit).await);
+                }
+                ReadOnly::Blocked => {}
             }
-            ReadOnly::Blocked => {}
         }
-    }
-    ended += end_applications(at, server).await?.ended;
-    Ok(stopped("", ended))
+    };
+    ended += end_the_rest(at, server, began, limit).await?;
+    Ok(stopped(found, ended))
 }
 
 fn stopped(found: &str, ended: usize) -> String {
@@ -213,9 +216,9 @@ fn stopped(found: &str, ended: usize) -> String {
     }
 }
 
-/// Ends sessions that are not in commit until none is in commit and no commit waits. Gives back how many it
-/// ended.
-async fn drain_commits(
+/// At a read-only server: ends what is left, and sees that no commit is in flight or waits any more. Gives back how
+/// many sessions it ended.
+async fn end_the_rest(
     at: &InstanceId,
     server: &mut Server,
     began: Instant,

@@ -21,9 +21,7 @@ const KILL: Signal = Signal::KILL;
 pub(crate) fn instance(options: &Daemon) -> Result<(), Failure> {
     let config = daemon::configuration("instance", options, |_| (), InstanceConfig::parse)?;
     let ends_with_parent = config.die_with_parent.then_some(Signal::TERM);
-    daemon::run(options, ends_with_parent, |stop| {
-        instance::run(config, stop)
-    })
+    daemon::run(options, ends_with_parent, |stop| instance::run(config, stop))
 }
 
 /// `monitor`.
@@ -38,9 +36,7 @@ pub(crate) fn proxy(options: &ProxyDaemon) -> Result<(), Failure> {
     let flags = |table: &mut Table| proxy_flags(options, table);
     let config = daemon::configuration("proxy", &options.daemon, flags, ProxyConfig::parse)?;
     let ends_with_parent = config.die_with_parent.then_some(KILL);
-    daemon::run(&options.daemon, ends_with_parent, |stop| {
-        proxy::run(config, stop)
-    })
+    daemon::run(&options.daemon, ends_with_parent, |stop| proxy::run(config, stop))
 }
 
 /// The proxy's own flags, and what follows from them: `proxy -p 3306 -m master` needs no file.

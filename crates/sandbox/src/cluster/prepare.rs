@@ -150,7 +150,13 @@ async fn make_template(
         }
         _ => {
             make_secrets(layout)?;
-            template::prepare(binaries, &layout.template_directory(), Some(&secret_file), &launcher).await?
+            template::prepare(
+                binaries,
+                &layout.template_directory(),
+                Some(&secret_file),
+                &launcher,
+            )
+            .await?
         }
     };
     Ok(template.data_directory)
