@@ -25,7 +25,7 @@ from typing import Callable, NamedTuple
 import pymysql
 
 import ledger
-from cluster import Cluster, differing_checksums, find_binary, wait_until_replicated
+from cluster import Cluster, differing_checksums, end_on_signals, find_binary, wait_until_replicated
 from journal import Journal
 from load import Load
 from switchover import Ledger, roles
@@ -127,9 +127,11 @@ def freeze_server(role: str) -> Fault:
         instance = roles(status)[role]
         pid = server_of(cluster, instance).pid
         os.kill(pid, signal.SIGSTOP)
-        time.sleep(FREEZE_SECONDS)
-        if alive(pid):
-            os.kill(pid, signal.SIGCONT)
+        try:
+            time.sleep(FREEZE_SECONDS)
+        finally:
+            if alive(pid):
+                os.kill(pid, signal.SIGCONT)
         return instance
 
     return Fault(f"the {role}'s server frozen for {FREEZE_SECONDS:.0f} s", strike)
@@ -275,8 +277,7 @@ def run(options: argparse.Namespace, flavor: str, directory: Path) -> list[str]:
     """All rounds on one flavor; ends with the first that goes wrong, so that its traces stay."""
     choice = random.Random(f"{options.seed} {flavor}")
     cluster = Cluster(directory / "cluster", find_binary(options.binary), flavor, options.port_base)
-    cluster.up()
-    try:
+    with cluster.running():
         document = cluster.document()
         Load(document, directory, options.threads, options.tables, options.rows).prepare()
         for number in range(1, options.rounds + 1):
@@ -285,10 +286,6 @@ def run(options: argparse.Namespace, flavor: str, directory: Path) -> list[str]:
         rows = len(Journal.load(directory / "journal").rows())
         print(f"{flavor}: {options.rounds} rounds, {rows} acknowledged rows, none lost")
         return []
-    finally:
-        stopped = cluster.down()
-        if stopped.exit_code != 0:
-            print(f"down failed: {stopped.reason()}", file=sys.stderr)
 
 
 def main() -> int:
@@ -309,6 +306,7 @@ def main() -> int:
     if options.seed is None:
         options.seed = random.SystemRandom().randrange(1_000_000)
     print(f"seed {options.seed}")
+    end_on_signals()
     failed = False
     for flavor in ["mariadb", "mysql"] if options.flavor == "both" else [options.flavor]:
         directory = Path(tempfile.mkdtemp(prefix=f"chaos-{flavor}-", dir=options.directory))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Iterator, NamedTuple
 
 import pymysql
 
@@ -52,17 +54,28 @@ class Cluster:
     port_base: int
     instances: int = 3
 
+    @contextmanager
+    def running(self) -> Iterator[Command]:
+        """Starts it, tells how that went, and stops it however the `with` block ends."""
+        try:
+            yield self.up()
+        finally:
+            stopped = self.down()
+            if stopped.exit_code != 0:
+                print(f"down failed: {stopped.reason()}", file=sys.stderr)
+
     def up(self) -> Command:
         """Starts it, new or with the data it has, and returns when it is OK."""
-        command = self.run(
-            "up",
-            *("--dir", str(self.directory)),
-            *("--instances", str(self.instances)),
-            *("--flavor", self.flavor),
-            *("--port-base", str(self.port_base)),
-            "--detach",
-            timeout_seconds=START_SECONDS,
-        )
+        with undisturbed():
+            command = self.run(
+                "up",
+                *("--dir", str(self.directory)),
+                *("--instances", str(self.instances)),
+                *("--flavor", self.flavor),
+                *("--port-base", str(self.port_base)),
+                "--detach",
+                timeout_seconds=START_SECONDS,
+            )
         if command.exit_code != 0:
             raise SystemExit(f"the cluster does not start: exit code {command.exit_code}: {command.reason()}")
         return command
@@ -124,6 +137,37 @@ class Cluster:
             output = (expired.stderr or b"").decode(errors="replace")
             return Command(began, time.monotonic(), -1, "", f"`{shown}` took over {timeout_seconds} s: {output}")
         return Command(began, time.monotonic(), done.returncode, done.stdout, done.stderr)
+
+
+def end_on_signals() -> None:
+    """SIGTERM and SIGINT end the program through every `with` and `finally`, so that what it started is stopped."""
+
+    def end(number: int, _: object) -> None:
+        # A second one would interrupt the stopping.
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
+        print(f"{signal.Signals(number).name}: stopping what was started", file=sys.stderr, flush=True)
+        raise SystemExit(128 + number)
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, end)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """A signal that comes meanwhile is acted upon at the end: an `up` that is cut off leaves nobody to ask what it
+    has started."""
+    came: list[int] = []
+    before = {
+        each: signal.signal(each, lambda number, _: came.append(number)) for each in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 # The same data everywhere ---------------------------------------------------------------------------------

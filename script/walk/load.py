@@ -82,8 +82,12 @@ class Load:
         self.started = threading.Event()
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
-        if not self.started.wait(30):
-            raise SystemExit(f"sysbench does not start; see {self.log_file}")
+        try:
+            if not self.started.wait(30):
+                raise SystemExit(f"sysbench does not start; see {self.log_file}")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def read(self) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ledger
-from cluster import Cluster, Command, differing_checksums, find_binary, wait_until_replicated
+from cluster import Cluster, Command, differing_checksums, end_on_signals, find_binary, wait_until_replicated
 from journal import Journal, Stall
 from load import Load
 
@@ -73,8 +73,12 @@ class Ledger:
 
     def __enter__(self) -> Ledger:
         self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)
-        if self.process.stdout.readline() != "writing\n":
-            raise SystemExit("the ledger does not start")
+        try:
+            if self.process.stdout.readline() != "writing\n":
+                raise SystemExit("the ledger does not start")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -189,9 +193,8 @@ def print_summary(quiet_seen: list[Seen], seen: list[Seen], load: Load) -> None:
 def run(options: argparse.Namespace, directory: Path) -> list[str]:
     """The whole walk; what was not as promised, a sentence each."""
     cluster = Cluster(directory / "cluster", find_binary(options.binary), options.flavor, options.port_base)
-    started = cluster.up()
-    print(f"{options.flavor}: cluster of {cluster.instances} up and OK in {started.seconds:.1f} s", flush=True)
-    try:
+    with cluster.running() as started:
+        print(f"{options.flavor}: cluster of {cluster.instances} up and OK in {started.seconds:.1f} s", flush=True)
         document = cluster.document()
         load = Load(document, directory, options.threads, options.tables, options.rows)
         load.prepare()
@@ -216,10 +219,6 @@ def run(options: argparse.Namespace, directory: Path) -> list[str]:
             print_summary([look(window, journal, load) for window in quiet_windows], seen, load)
             wrong += judge(windows, seen)
         return wrong + compare(cluster, document, journal)
-    finally:
-        stopped = cluster.down()
-        if stopped.exit_code != 0:
-            print(f"down failed: {stopped.reason()}", file=sys.stderr)
 
 
 def compare(cluster: Cluster, document: dict, journal: Journal) -> list[str]:
@@ -253,6 +252,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.switchovers < 1:
         parser.error("--switchovers must be at least 1")
+    end_on_signals()
     failed = False
     for flavor in ["mariadb", "mysql"] if options.flavor == "both" else [options.flavor]:
         directory = Path(tempfile.mkdtemp(prefix=f"walk-{flavor}-", dir=options.directory))
