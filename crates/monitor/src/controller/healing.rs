@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use topology::{Moment, Plan, heal};
+use topology::gtid::Transactions;
+use topology::{InstanceId, Moment, Plan, Step, heal};
 
 use super::{Controller, MONITOR};
 use crate::store::Store;
@@ -30,12 +31,31 @@ pub(super) struct Healing {
     last: Option<(Plan, u32)>,
     /// What the last try failed with: said once.
     pub(super) last_failure: Option<String>,
+    /// When commits were first seen to wait in vain, and what their server had then.
+    waiting: Option<(Moment, Transactions)>,
 }
 
 impl Healing {
     /// All writes were stopped on purpose.
     pub(super) fn suspend(&mut self, now: Moment) {
         self.not_before = Moment(now.0 + QUIESCED);
+    }
+
+    /// Whether every server is to be stopped now.
+    pub(super) fn is_suspended(&self, now: Moment) -> bool {
+        now < self.not_before
+    }
+
+    /// Whether commits still wait, and nothing was added to their server's transactions, since an earlier look. One
+    /// look alone takes for that what a busy master always has: commits that are acknowledged a moment later.
+    fn stands_still(&mut self, began: Moment, has: &Transactions) -> bool {
+        match &self.waiting {
+            Some((first, had)) if had == has => began > *first,
+            _ => {
+                self.waiting = Some((began, has.clone()));
+                false
+            }
+        }
     }
 
     /// Notes that this plan is tried now; the same one again has to wait, longer each time.
@@ -52,7 +72,7 @@ impl Healing {
 
     /// Whether this plan may be tried now.
     fn may_try(&self, plan: &Plan, now: Moment) -> bool {
-        now >= self.not_before && self.pause_ends(plan).is_none_or(|end| now >= end)
+        !self.is_suspended(now) && self.pause_ends(plan).is_none_or(|end| now >= end)
     }
 
     fn pause_ends(&self, plan: &Plan) -> Option<Moment> {
@@ -78,7 +98,13 @@ impl<S: Store> Controller<S> {
         if plan.steps.is_empty() {
             self.healing.last = None;
             self.healing.last_failure = None;
+            self.healing.waiting = None;
             return Ok(());
+        }
+        match plan.steps.as_slice() {
+            [Step::FreeWaiters { at }] if !self.wait_in_vain(at) => return Ok(()),
+            [Step::FreeWaiters { .. }] => {}
+            _ => self.healing.waiting = None,
         }
         if !self.healing.may_try(&plan, now) {
             return Ok(());
@@ -89,6 +115,14 @@ impl<S: Store> Controller<S> {
             self.healing.looks_after = self.now();
         }
         Ok(())
+    }
+
+    fn wait_in_vain(&mut self, at: &InstanceId) -> bool {
+        let look = self.views.get(at).and_then(|view| view.look.as_ref());
+        let Some((began, seen)) = look.and_then(|look| Some((look.began, look.result.as_ref().ok()?))) else {
+            return false;
+        };
+        self.healing.stands_still(began, &seen.transactions)
     }
 
     /// Whether every instance was looked at since the last operation ended.
@@ -103,7 +137,7 @@ impl<S: Store> Controller<S> {
 
 #[cfg(test)]
 mod tests {
-    use topology::{Purpose, Step};
+    use topology::Purpose;
 
     use super::*;
 
@@ -141,5 +175,25 @@ mod tests {
         healing.suspend(second(5));
         assert!(!healing.may_try(&plan("a"), second(64)));
         assert!(healing.may_try(&plan("a"), second(65)));
+    }
+    #[test]
+    fn commits_that_make_way_do_not_wait_in_vain() {
+        let has = |last: u32| Transactions::parse_mariadb(&format!("0-1-{last}"), "").unwrap();
+        let mut healing = Healing::default();
+        assert!(!healing.stands_still(second(1), &has(5)), "one look says nothing");
+        assert!(
+            !healing.stands_still(second(1), &has(5)),
+            "nor the same one again"
+        );
+        assert!(
+            !healing.stands_still(second(2), &has(6)),
+            "one more was committed"
+        );
+        assert!(healing.stands_still(second(3), &has(6)));
+        healing.waiting = None;
+        assert!(
+            !healing.stands_still(second(4), &has(6)),
+            "nobody waited in between"
+        );
     }
 }

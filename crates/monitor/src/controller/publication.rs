@@ -108,8 +108,9 @@ impl<S: Store> Controller<S> {
         if self.state.published.phase != Phase::Hold || !self.routing.begun {
             self.follow_routes().await?;
         }
-        // In the middle of an operation, and by looks from before its end, an instance is not what it becomes.
-        if self.running.is_none() && self.all_seen_since() {
+        // In the middle of an operation, and by looks from before its end, an instance is not what it becomes. When
+        // all are stopped on purpose, it is no news that they are.
+        if self.running.is_none() && self.all_seen_since() && !self.healing.is_suspended(self.now()) {
             let assessment = assess(&self.situation());
             let events = self.status_events(&assessment.instances);
             if !events.is_empty() {
