@@ -43,8 +43,8 @@ statements! {
     STOP_REPLICATION:    "STOP SLAVE"                            | "STOP REPLICA";
     FORGET_SOURCE:       "RESET SLAVE ALL"                       | "RESET REPLICA ALL";
     REPLICATION_STATUS:  "SHOW SLAVE STATUS"                     | "SHOW REPLICA STATUS";
-    // The transactions that the receiver or the applier is in the middle of.
-    SELECT_TRANSACTIONS_AT_HAND: ""                              | "SELECT QUEUEING_TRANSACTION \
+    // The transactions that the receiver or the applier is in the middle of; on MariaDB nobody needs to know.
+    SELECT_TRANSACTIONS_AT_HAND: "SELECT NULL"                   | "SELECT QUEUEING_TRANSACTION \
                                                                     FROM performance_schema.replication_connection_status \
                                                                     WHERE QUEUEING_TRANSACTION <> '' \
                                                                     UNION ALL SELECT PROCESSING_TRANSACTION \
