@@ -225,7 +225,7 @@ async fn refuse_to_forget(
     ensure!(
         known.is_none(),
         "the cluster knows {} with data (incarnation {}), but `{}` is empty. Mount its volume; or, if the data is \
-         gone, unregister the instance or start its agent once with --force-new",
+         gone, unregister the instance or start its agent once with `--set force_new=true`",
         config.id,
         known
             .map(|incarnation| incarnation.to_string())

@@ -256,7 +256,7 @@ async fn an_instance_that_had_data_is_not_made_anew(flavor: Flavor) {
     setup.monitor = Some(monitor.port);
     let mut agent = TestAgent::prepare(setup).await;
     let began = std::time::Instant::now();
-    refused(&mut agent, "--force-new").await;
+    refused(&mut agent, "--set force_new=true").await;
     assert_eq!(fs::read_dir(agent.path("data")).unwrap().count(), 0);
     // The monitor was told why.
     let (_, last) = monitor
