@@ -177,6 +177,13 @@ async fn first_state(
     loaded: &mut Loaded,
 ) -> anyhow::Result<State> {
     if let Some(state) = loaded.state.take() {
+        if state.cluster.durability != config.durability {
+            tracing::warn!(
+                stored = %state.cluster.durability,
+                configured = %config.durability,
+                "the durability was decided when the state was made, and stays so: correct the configuration"
+            );
+        }
         return Ok(state);
     }
     let id: ClusterId = uuid::Uuid::new_v4().to_string().parse()?;
