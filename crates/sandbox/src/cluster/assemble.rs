@@ -70,6 +70,12 @@ async fn perform(
             Err(Error::Conflict { .. }) if Instant::now() < deadline => {
                 tokio::time::sleep(POLL_INTERVAL).await;
             }
+            // Done by an earlier `up` that was killed before it had given every role.
+            Err(Error::Refused { reasons })
+                if reasons.iter().all(|reason| reason.code == "already_follows") =>
+            {
+                return Ok(());
+            }
             // Such as a server that was not yet seen since the last change.
             Err(Error::Refused { .. }) if Instant::now() + Duration::from_secs(1) < deadline => {
                 tokio::time::sleep(POLL_INTERVAL).await;
