@@ -1,9 +1,13 @@
 //! A new user's walk: `up`, look around, connect, stop, start again.
 
-use std::time::Duration;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use mysql_client::credentials::{Login, Password};
 use mysql_client::{Endpoint, Server};
+use rustix::process::{Pid, Signal, kill_process_group};
 use sandbox::cluster_file::ClusterFile;
 use sandbox::layout::Layout;
 use sandbox::ports::PortRange;
@@ -14,12 +18,17 @@ use topology::{Address, Flavor};
 
 use crate::command::{Ran, run, run_with};
 use crate::harness::{PORTS, templates};
+use crate::ledger::Ledger;
 use crate::on_both_flavors;
 
 on_both_flavors! {
     a_cluster_is_started_looked_at_stopped_and_started_again;
     what_a_killed_up_leaves_ends_and_the_next_one_has_all_the_data;
+    an_interrupted_up_stops_everything_and_the_next_one_has_all_the_data;
 }
+
+/// What a cluster in the foreground may take to be OK, and to be gone after Ctrl-C.
+const FOREGROUND_LIMIT: Duration = Duration::from_mins(2);
 
 /// A directory and ports for `up`, which is stopped at the end.
 struct Place {
@@ -42,22 +51,36 @@ impl Place {
     }
 
     async fn up(&self) -> Ran {
-        let (flavor, base) = (self.flavor.to_string(), self.ports.first().to_string());
-        let dir = self.dir();
-        let words = [
-            "up",
-            "--detach",
-            "--dir",
-            &dir,
-            "--flavor",
-            &flavor,
-            "--port-base",
-            &base,
-        ];
-        run_with(words, |command| {
-            command.env("MYSQL_SERVICE_TEMPLATES", templates());
-        })
+        run_with(
+            self.words_of_up().into_iter().chain(["--detach".to_owned()]),
+            |command| {
+                command.env("MYSQL_SERVICE_TEMPLATES", templates());
+            },
+        )
         .await
+    }
+
+    fn words_of_up(&self) -> [String; 7] {
+        let (flavor, base) = (self.flavor.to_string(), self.ports.first().to_string());
+        let [up, dir, with_flavor, port_base] = ["up", "--dir", "--flavor", "--port-base"].map(str::to_owned);
+        [up, dir, self.dir(), with_flavor, flavor, port_base, base]
+    }
+
+    /// `up` in the foreground, as in a terminal: it leads a process group that Ctrl-C goes to as a whole.
+    fn start_in_foreground(&self) -> Foreground {
+        let mut child = std::process::Command::new(crate::command::PROGRAM)
+            .args(self.words_of_up())
+            .env("MYSQL_SERVICE_TEMPLATES", templates())
+            .env_remove("MYSQL_SERVICE_MONITOR")
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let reader = std::thread::spawn(move || std::io::read_to_string(stdout).unwrap());
+        Foreground { child, reader }
     }
 
     async fn run(&self, words: &[&str]) -> Ran {
@@ -94,6 +117,45 @@ impl Place {
             .chain(processes.children.into_iter().map(|child| child.process))
             .chain([processes.up])
             .collect()
+    }
+}
+
+/// A running `up` in the foreground.
+struct Foreground {
+    child: Child,
+    /// What it prints, when it has ended.
+    reader: JoinHandle<String>,
+}
+
+impl Foreground {
+    /// Waits until the cluster is OK.
+    async fn wait_until_ready(&mut self, place: &Place) {
+        let file = Layout::new(place.directory.path()).processes_file();
+        let begun = Instant::now();
+        loop {
+            let processes = Processes::load(&file).unwrap();
+            if processes.is_some_and(|processes| processes.ready && processes.up.pid == self.child.id()) {
+                return;
+            }
+            assert_eq!(self.child.try_wait().unwrap(), None, "it has ended");
+            assert!(begun.elapsed() < FOREGROUND_LIMIT, "the cluster is not OK");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Presses Ctrl-C; the exit code and what it had printed.
+    async fn interrupt(mut self) -> (Option<i32>, String) {
+        let group = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        kill_process_group(group, Signal::INT).unwrap();
+        let begun = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(begun.elapsed() < FOREGROUND_LIMIT, "it goes on after Ctrl-C");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        (status.code(), self.reader.join().unwrap())
     }
 }
 
@@ -169,7 +231,7 @@ async fn write_and_read(place: &Place) {
         .await
         .unwrap();
     let mut slave = place.connect(&file.slave).await;
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     // Replication takes a moment.
     while slave
         .query_value("SELECT text FROM app.note")
@@ -197,7 +259,7 @@ async fn what_a_killed_up_leaves_ends_and_the_next_one_has_all_the_data(flavor: 
     write_and_read(&place).await;
     let everything = place.everything();
     let up = place.processes().up;
-    up.signal(rustix::process::Signal::KILL).unwrap();
+    up.signal(Signal::KILL).unwrap();
     place.up().await.expect(0);
     for process in &everything {
         assert!(!process.is_alive(), "{process:?} is left");
@@ -212,13 +274,66 @@ async fn what_a_killed_up_leaves_ends_and_the_next_one_has_all_the_data(flavor: 
         .unwrap();
 
     // Without a new `up`, `down` sees to what is left.
-    place
-        .processes()
-        .up
-        .signal(rustix::process::Signal::KILL)
-        .unwrap();
+    place.processes().up.signal(Signal::KILL).unwrap();
     let everything = place.everything();
     place.run(&["down"]).await.expect(0);
+    for process in &everything {
+        assert!(!process.is_alive(), "{process:?} is left");
+    }
+}
+
+async fn an_interrupted_up_stops_everything_and_the_next_one_has_all_the_data(flavor: Flavor) {
+    let place = Place::new(flavor);
+    let mut up = place.start_in_foreground();
+    up.wait_until_ready(&place).await;
+    let file = place.file();
+    write_and_read(&place).await;
+    let ledger = Ledger::start_at(&file).await;
+    ledger.wait_for_a_write().await;
+    let everything = place.everything();
+    let (code, printed) = up.interrupt().await;
+    assert_eq!(code, Some(0), "{printed}");
+    assert!(
+        printed.contains("Ctrl-C"),
+        "nobody said how to stop it: {printed}"
+    );
+    let record = ledger.stop().await;
+    for process in &everything {
+        assert!(!process.is_alive(), "{process:?} is left");
+    }
+    let down = place.run(&["down"]).await.expect(0);
+    assert!(down.stdout.contains("nothing is running"), "{}", down.stdout);
+
+    // What was acknowledged until the last moment is there, on every server.
+    let mut up = place.start_in_foreground();
+    up.wait_until_ready(&place).await;
+    assert!(!record.acknowledged.is_empty());
+    let (newest, _) = record.acknowledged.last().unwrap();
+    for instance in place.file().instances {
+        let mut server = place.connect(&instance.address).await;
+        let begun = Instant::now();
+        loop {
+            let counted = server
+                .query_value(&format!(
+                    "SELECT COUNT(*) FROM app.ledger WHERE number <= {newest}"
+                ))
+                .await
+                .unwrap();
+            let count: usize = counted.unwrap().parse().unwrap();
+            if count >= record.acknowledged.len() {
+                break;
+            }
+            let wanted = record.acknowledged.len();
+            assert!(
+                begun.elapsed() < FOREGROUND_LIMIT,
+                "{} has {count} of {wanted}",
+                instance.id
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let everything = place.everything();
+    assert_eq!(up.interrupt().await.0, Some(0));
     for process in &everything {
         assert!(!process.is_alive(), "{process:?} is left");
     }
