@@ -2,7 +2,7 @@
 
 use crate::accounts::Binlog;
 use crate::connection::Row;
-use crate::error::Error;
+use crate::error::{Error, code};
 use crate::server::{Server, is_on};
 use crate::statements::{EVENT_DISABLED, EVENT_ON_REPLICA, identifier, literal};
 
@@ -72,6 +72,9 @@ impl Server {
     /// Switches one event and changes nothing else of it. `ALTER EVENT` by itself makes whoever runs it the
     /// definer, and the session's character set the one in which the event's body is read: so the definer is
     /// told, and the session takes the event's character set meanwhile.
+    ///
+    /// It gives up after a second when somebody's lock is in the way: a statement that was left waiting would be
+    /// carried out whenever the lock goes, when nobody wants it any more.
     async fn alter_event(&mut self, event: &Event, action: &str) -> Result<(), Error> {
         let Event { schema, name } = event;
         let sql = format!(
@@ -105,17 +108,57 @@ impl Server {
             )));
         }
         let as_the_event = format!(
-            "SET SESSION character_set_client = {}, SESSION collation_connection = {}",
+            "SET SESSION character_set_client = {}, SESSION collation_connection = {}, SESSION lock_wait_timeout = 1",
             literal(charset),
             literal(collation)
         );
         self.execute(&as_the_event).await?;
         let outcome = self.execute_as(&alter, &alter, &[], Binlog::Skipped).await;
-        let restored = self.execute("SET NAMES utf8mb4").await;
+        let restored = match self.execute("SET NAMES utf8mb4").await {
+            Ok(()) => self.execute("SET SESSION lock_wait_timeout = DEFAULT").await,
+            failed => failed,
+        };
         if restored.is_err() {
             // Nothing of this session may be read in another character set by mistake.
             self.connection.close();
         }
-        outcome.and(restored)
+        outcome.and(restored).map_err(in_the_way)
+    }
+}
+
+/// Says what it waited for: the server only says that it waited.
+fn in_the_way(error: Error) -> Error {
+    match error {
+        Error::Server { code, message, what } if code == code::LOCK_WAIT_TIMEOUT => Error::Server {
+            code,
+            message: format!(
+                "{message}: somebody's session holds a lock on the event or on all tables, such as FLUSH TABLES WITH \
+                 READ LOCK; end that session first"
+            ),
+            what,
+        },
+        error => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_in_the_way_is_told_with_what_to_do() {
+        let error = |code| Error::Server {
+            code,
+            message: "Lock wait timeout exceeded".to_owned(),
+            what: "ALTER EVENT e".to_owned(),
+        };
+        let told = in_the_way(error(code::LOCK_WAIT_TIMEOUT));
+        assert_eq!(told.code(), Some(code::LOCK_WAIT_TIMEOUT));
+        let told = told.to_string();
+        assert!(
+            told.contains("ALTER EVENT e") && told.contains("end that session"),
+            "{told}"
+        );
+        assert_eq!(in_the_way(error(1064)).to_string(), error(1064).to_string());
     }
 }

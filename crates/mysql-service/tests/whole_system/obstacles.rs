@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use api::operation::{OperationDocument, OperationState, StepState};
 use mysql_client::Server;
 use rustix::process::{Pid, Signal, kill_process};
 use topology::{Flavor, Role};
 
 use crate::command::Ran;
-use crate::harness::TestCluster;
+use crate::harness::{HEAL_LIMIT, TestCluster};
 use crate::ledger::Ledger;
 use crate::on_both_flavors;
 
@@ -19,8 +20,32 @@ on_both_flavors! {
 /// What a switchover that cannot go on may take to say so: the limits of its steps.
 const GIVE_UP_LIMIT: Duration = Duration::from_secs(20);
 
-/// After a switchover was given up, the old master is writable again within this time.
+/// After a step of a switchover failed, the old master is writable again within this time.
 const WRITABLE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Older transactions keep a switchover from beginning: the monitor's policy.
+const TRANSACTION_AGE_LIMIT_SECONDS: u64 = 10;
+
+/// What an obstacle does to a switchover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    /// It is no obstacle.
+    Done,
+    /// A step fails, and everything is as before.
+    GivenUp,
+    /// Nothing is begun.
+    Refused,
+}
+
+impl Expected {
+    fn exit_code(self) -> i32 {
+        match self {
+            Self::Done => 0,
+            Self::GivenUp => 1,
+            Self::Refused => 3,
+        }
+    }
+}
 
 async fn sessions_in_the_way_do_not_hang_a_switchover(flavor: Flavor) {
     let cluster = TestCluster::start(flavor).await;
@@ -33,42 +58,91 @@ async fn sessions_in_the_way_do_not_hang_a_switchover(flavor: Flavor) {
     // An application's locks go with its session.
     let mut locker = cluster.application_at("mysql-server-1").await;
     locker.execute("LOCK TABLES app.locked WRITE").await.unwrap();
-    let ran = switchover(&cluster).await;
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    judge(&cluster, "an application's lock", Expected::Done, "").await;
     assert!(
         locker.execute("SELECT 1").await.is_err(),
         "the session outlived the switchover"
     );
 
-    // Locks of the service's own users stay: the switchover gives up, or gets by.
-    for statement in ["LOCK TABLES app.locked WRITE", "FLUSH TABLES WITH READ LOCK"] {
-        cluster.wait_until_ok().await;
-        let master = cluster.only(Role::Master).await;
-        let mut root = cluster.root_at(master.as_str()).await;
-        root.execute(statement).await.unwrap();
-        let ran = switchover(&cluster).await;
-        // Who still holds it would also hold up the test's own write.
-        drop(root);
-        judge(&cluster, statement, &ran, master.as_str()).await;
-    }
+    // Those of the service's own users stay. A server whose tables one of them has locked does not become
+    // read-only; one that takes no writes anyway does.
+    root_in_the_way(
+        &cluster,
+        "LOCK TABLES app.locked WRITE",
+        Expected::GivenUp,
+        "root",
+    )
+    .await;
+    root_in_the_way(&cluster, "FLUSH TABLES WITH READ LOCK", Expected::Done, "").await;
+    a_read_lock_and_an_event(&cluster).await;
 
-    // A long transaction is told before anything is stopped.
+    // A transaction that is not yet long ends with its session.
     cluster.wait_until_ok().await;
     let master = cluster.only(Role::Master).await;
-    let mut long = begin_long_transaction(&cluster, master.as_str()).await;
-    let ran = switchover(&cluster).await;
-    judge(&cluster, "a long transaction", &ran, master.as_str()).await;
-    if ran.code == 3 {
-        long.execute("COMMIT")
-            .await
-            .expect("a refusal leaves sessions alone");
-    }
+    let mut short = begin_transaction(&cluster, master.as_str()).await;
+    judge(&cluster, "a short transaction", Expected::Done, "").await;
+    assert!(
+        short.execute("COMMIT").await.is_err(),
+        "the transaction outlived the switchover"
+    );
     cluster.wait_until_ok().await;
     cluster.assert_same_everywhere(&["locked"]).await;
     cluster.stop().await;
 }
 
-async fn begin_long_transaction(cluster: &TestCluster, master: &str) -> Server {
+async fn root_in_the_way(cluster: &TestCluster, statement: &str, expected: Expected, named: &str) {
+    cluster.wait_until_ok().await;
+    let master = cluster.only(Role::Master).await;
+    let mut root = cluster.root_at(master.as_str()).await;
+    root.execute(statement).await.unwrap();
+    judge(cluster, statement, expected, named).await;
+    // Who still holds it would also hold up the test's own writes.
+    drop(root);
+}
+
+/// Scheduled events are disabled at the old master, which a global read lock does not let through. What was given
+/// up must not be done after all when the lock is gone.
+async fn a_read_lock_and_an_event(cluster: &TestCluster) {
+    cluster.wait_until_ok().await;
+    let master = cluster.only(Role::Master).await;
+    let mut application = cluster.application_at(master.as_str()).await;
+    application
+        .execute("CREATE EVENT app.later ON SCHEDULE EVERY 1 HOUR STARTS NOW() + INTERVAL 1 HOUR DO DELETE FROM app.locked")
+        .await
+        .unwrap();
+    root_in_the_way(
+        cluster,
+        "FLUSH TABLES WITH READ LOCK",
+        Expected::GivenUp,
+        "`app`.`later`",
+    )
+    .await;
+    let mut root = cluster.root_at(master.as_str()).await;
+    let begun = Instant::now();
+    while root
+        .query_value("SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE INFO LIKE 'ALTER%'")
+        .await
+        .unwrap()
+        .as_deref()
+        != Some("0")
+    {
+        assert!(
+            begun.elapsed() < HEAL_LIMIT,
+            "a statement that was given up still waits"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    cluster.wait_until_ok().await;
+    let status = "SELECT STATUS FROM information_schema.EVENTS WHERE EVENT_NAME = 'later'";
+    assert_eq!(
+        root.query_value(status).await.unwrap().as_deref(),
+        Some("ENABLED")
+    );
+    let scheduler = root.query_value("SELECT @@global.event_scheduler").await.unwrap();
+    assert_eq!(scheduler.as_deref(), Some("ON"), "no event runs at the master");
+}
+
+async fn begin_transaction(cluster: &TestCluster, master: &str) -> Server {
     let mut session = cluster.application_at(master).await;
     session.execute("BEGIN").await.unwrap();
     session
@@ -78,83 +152,127 @@ async fn begin_long_transaction(cluster: &TestCluster, master: &str) -> Server {
     session
 }
 
-async fn switchover(cluster: &TestCluster) -> Ran {
+/// Switches over with an obstacle in the way: done, refused, or given up with the old master writable at once; and
+/// when it is not done, the message holds the words.
+async fn judge(cluster: &TestCluster, obstacle: &str, expected: Expected, words: &str) {
+    let flavor = cluster.flavor;
+    let master = cluster.only(Role::Master).await;
+    let operation = newest_switchover(cluster).await.map(|document| document.id);
     let begun = Instant::now();
-    let ran = cluster.run(&["switchover", "--yes"]).await;
+    let ran: Ran = cluster.run(&["switchover", "--yes"]).await;
+    let took = begun.elapsed();
     assert!(
-        begun.elapsed() < GIVE_UP_LIMIT,
-        "it took {:?}: {}",
-        begun.elapsed(),
+        took < GIVE_UP_LIMIT,
+        "{obstacle}: it took {took:?}: {}",
         ran.stderr
     );
-    ran
-}
-
-/// Done, or refused or given up with the old master writable at once and a message that says why.
-async fn judge(cluster: &TestCluster, obstacle: &str, ran: &Ran, master: &str) {
-    eprintln!(
-        "{}, {obstacle}: exit code {}: {}",
-        cluster.flavor,
-        ran.code,
-        ran.stderr.trim()
-    );
+    eprintln!("{flavor}, {obstacle}: exit code {} after {took:?}", ran.code);
+    let ran = ran.expect(expected.exit_code());
     let after = cluster.only(Role::Master).await;
-    match ran.code {
-        0 => assert_ne!(after.as_str(), master),
-        1 | 3 => {
-            assert_eq!(after.as_str(), master);
-            assert!(ran.stderr.len() > 20, "no message: {}", ran.stderr);
-            assert_writable_soon(cluster, master).await;
-        }
-        code => panic!("exit code {code}: {}", ran.stderr),
+    let ended = newest_switchover(cluster)
+        .await
+        .filter(|document| Some(&document.id) != operation.as_ref());
+    if expected == Expected::Done {
+        assert_ne!(after, master, "{obstacle}");
+        assert_eq!(ended.unwrap().state, OperationState::Done);
+        return;
     }
+    eprintln!("{flavor}, {obstacle}: {}", ran.stderr.trim());
+    ran.explains(words);
+    assert_eq!(after, master, "{obstacle}");
+    if expected == Expected::Refused {
+        assert_eq!(ended, None, "a refused switchover began");
+    } else {
+        assert_undone_soon(&ended.unwrap());
+    }
+    let mut root = cluster.root_at(master.as_str()).await;
+    let read_only = root.query_value("SELECT @@global.read_only").await.unwrap();
+    assert_eq!(read_only.as_deref(), Some("0"), "{master} takes no writes");
 }
 
-async fn assert_writable_soon(cluster: &TestCluster, master: &str) {
-    let begun = Instant::now();
-    let mut server = cluster.application_at(master).await;
-    while server.query_value("SELECT @@read_only").await.unwrap().as_deref() != Some("0") {
-        assert!(begun.elapsed() < WRITABLE_LIMIT, "{master} is still read-only");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+async fn newest_switchover(cluster: &TestCluster) -> Option<OperationDocument> {
+    let operations = cluster.cluster.client().operations().await.unwrap();
+    let mut newest_first = operations.into_iter();
+    newest_first.find(|document| document.title.to_lowercase().starts_with("switch"))
+}
+
+/// From the failed step on, everything is undone within the limit: the end of an operation is noted when the old
+/// master was seen to be writable. The times of the steps leave out what is between them, so the failure is taken
+/// to be earlier than it was.
+fn assert_undone_soon(document: &OperationDocument) {
+    assert_eq!(document.state, OperationState::Undone, "{document:#?}");
+    let failed = document
+        .steps
+        .iter()
+        .position(|step| step.state == StepState::Failed)
+        .unwrap();
+    let before: u64 = document.steps[..=failed]
+        .iter()
+        .map(|step| step.milliseconds.unwrap())
+        .sum();
+    let started: jiff::Timestamp = document.started.parse().unwrap();
+    let ended: jiff::Timestamp = document.ended.as_ref().unwrap().parse().unwrap();
+    let all = Duration::try_from(ended.duration_since(started)).unwrap();
+    let undoing = all.saturating_sub(Duration::from_millis(before));
+    eprintln!("undone {undoing:?} after {}", document.steps[failed].title);
+    assert!(undoing < WRITABLE_LIMIT, "it took {undoing:?}: {document:#?}");
 }
 
 async fn a_switchover_without_ackers_is_given_up_and_writes_go_on(flavor: Flavor) {
     let cluster = TestCluster::start(flavor).await;
     let ledger = Ledger::start(&cluster).await;
     ledger.wait_for_a_write().await;
+    let mut setup = cluster.application_at("mysql-server-1").await;
+    setup
+        .execute("CREATE TABLE app.locked (id INT PRIMARY KEY)")
+        .await
+        .unwrap();
+    let long = begin_transaction(&cluster, "mysql-server-1").await;
     let replicas = [
         cluster.server_pid("mysql-server-2").await,
         cluster.server_pid("mysql-server-3").await,
     ];
     signal(&replicas, Signal::STOP);
-    let frozen = Instant::now();
-    let ran = cluster.run(&["switchover", "--yes"]).await;
-    let took = frozen.elapsed();
+    judge(&cluster, "frozen ackers", Expected::Refused, "mysql-server-2").await;
     signal(&replicas, Signal::CONT);
-    assert!(took < GIVE_UP_LIMIT, "it took {took:?}: {}", ran.stderr);
-    assert!(
-        matches!(ran.code, 1 | 3),
-        "exit code {}: {}",
-        ran.code,
-        ran.stderr
-    );
-    assert!(
-        ran.stderr.contains("mysql-server-2") || ran.stderr.contains("mysql-server-3"),
-        "nobody is named: {}",
-        ran.stderr
-    );
-    eprintln!("{flavor}: given up after {took:?}: {}", ran.stderr.trim());
     assert_eq!(cluster.only(Role::Master).await.as_str(), "mysql-server-1");
-    assert_writable_soon(&cluster, "mysql-server-1").await;
     ledger.wait_for_a_write().await;
     cluster.wait_until_ok().await;
+    a_long_transaction(&cluster, long).await;
     let record = ledger.stop().await;
     record.assert_kept(&cluster).await;
-    cluster.assert_same_everywhere(&["ledger"]).await;
+    cluster.assert_same_everywhere(&["ledger", "locked"]).await;
     // And now it works.
     cluster.run(&["switchover", "--yes"]).await.expect(0);
     cluster.stop().await;
+}
+
+/// A long transaction is told before anything is stopped, and goes on.
+async fn a_long_transaction(cluster: &TestCluster, mut long: Server) {
+    let mut root = cluster.root_at("mysql-server-1").await;
+    let query = "SELECT MAX(TIMESTAMPDIFF(SECOND, trx_started, NOW())) FROM information_schema.INNODB_TRX";
+    let begun = Instant::now();
+    loop {
+        let age = root.query_value(query).await.unwrap().unwrap();
+        if age.parse::<u64>().unwrap() > TRANSACTION_AGE_LIMIT_SECONDS {
+            break;
+        }
+        assert!(
+            begun.elapsed() < HEAL_LIMIT,
+            "the transaction is only {age} s old"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    judge(
+        cluster,
+        "a long transaction",
+        Expected::Refused,
+        "transaction open",
+    )
+    .await;
+    long.execute("COMMIT")
+        .await
+        .expect("a refusal leaves sessions alone");
 }
 
 fn signal(pids: &[u32], signal: Signal) {
