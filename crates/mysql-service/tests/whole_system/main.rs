@@ -16,6 +16,7 @@ mod ledger;
 mod mistakes;
 mod obstacles;
 mod roles;
+mod scheduled_events;
 mod switchovers;
 mod walk;
 

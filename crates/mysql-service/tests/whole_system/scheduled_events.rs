@@ -1,0 +1,157 @@
+//! Scheduled events go with the master: what is enabled runs there and nowhere else, what is disabled nowhere.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use mysql_client::Server;
+use topology::{Flavor, Role};
+
+use crate::harness::{HEAL_LIMIT, TestCluster};
+use crate::on_both_flavors;
+
+on_both_flavors! {
+    events_run_at_the_master_alone_and_there_as_before;
+}
+
+/// Every event leaves a row that says who ran it.
+const TABLE: &str = "CREATE TABLE app.ran (
+    number BIGINT AUTO_INCREMENT PRIMARY KEY, event VARCHAR(20) NOT NULL, server BIGINT UNSIGNED NOT NULL)";
+
+async fn events_run_at_the_master_alone_and_there_as_before(flavor: Flavor) {
+    let cluster = TestCluster::start(flavor).await;
+    let mut application = cluster.application_at("mysql-server-1").await;
+    application.execute(TABLE).await.unwrap();
+    create(&mut application, "by_app", "ENABLE").await;
+    create(&mut application, "resting", "DISABLE").await;
+    // Events of root would write through `read_only` on MariaDB.
+    let mut root = cluster.root_at("mysql-server-1").await;
+    create(&mut root, "by_root", "ENABLE").await;
+    let definers = definers(&mut root).await;
+
+    for former in ["mysql-server-2", "mysql-server-1", "mysql-server-2"] {
+        runs_at_the_master_alone(&cluster).await;
+        cluster.run(&["switchover", "--yes"]).await.expect(0);
+        cluster.wait_until_ok().await;
+        assert_eq!(cluster.only(Role::Master).await.as_str(), former);
+    }
+    // What is created at a master that was none before goes along, too; so does what was altered there.
+    let mut application = cluster.application_at("mysql-server-2").await;
+    create(&mut application, "later", "ENABLE").await;
+    application
+        .execute("ALTER EVENT app.by_app DISABLE")
+        .await
+        .unwrap();
+    cluster.run(&["switchover", "--yes"]).await.expect(0);
+    cluster.wait_until_ok().await;
+    let mut root = cluster.root_at("mysql-server-1").await;
+    let found = statuses(&mut root).await;
+    assert_eq!(found["later"].status, "ENABLED", "{found:?}");
+    assert_eq!(found["by_root"].status, "ENABLED", "{found:?}");
+    assert_ne!(found["by_app"].status, "ENABLED", "{found:?}");
+    assert_ne!(found["resting"].status, "ENABLED", "{found:?}");
+    for (name, definer) in definers {
+        assert_eq!(found[&name].definer, definer, "{name}");
+    }
+    for name in ["later", "by_root", "by_app"] {
+        root.execute(&format!("DROP EVENT app.{name}")).await.unwrap();
+    }
+    cluster.assert_same_everywhere(&["ran"]).await;
+    let nobody = "SELECT COUNT(*) FROM app.ran WHERE event = 'resting'";
+    assert_eq!(root.query_value(nobody).await.unwrap().as_deref(), Some("0"));
+    cluster.stop().await;
+}
+
+async fn create(server: &mut Server, name: &str, state: &str) {
+    let sql = format!(
+        "CREATE EVENT app.{name} ON SCHEDULE EVERY 1 SECOND {state} DO \
+         INSERT INTO app.ran (event, server) VALUES ('{name}', @@server_id)"
+    );
+    server.execute(&sql).await.unwrap();
+}
+
+/// The enabled events leave rows of the Master's, and from the moment it is Master none of anybody else's; what
+/// every server says of the events agrees with that.
+async fn runs_at_the_master_alone(cluster: &TestCluster) {
+    let master = cluster.only(Role::Master).await;
+    let mut at_master = cluster.root_at(master.as_str()).await;
+    let id = value(&mut at_master, "SELECT @@server_id").await;
+    let start = value(&mut at_master, "SELECT COALESCE(MAX(number), 0) FROM app.ran").await;
+    for event in ["by_app", "by_root"] {
+        let count = format!(
+            "SELECT COUNT(*) FROM app.ran WHERE number > {start} AND event = '{event}' AND server = {id}"
+        );
+        let begun = Instant::now();
+        // Twice: it goes on, too.
+        while value(&mut at_master, &count).await.parse::<u64>().unwrap() < 2 {
+            assert!(begun.elapsed() < HEAL_LIMIT, "{event} does not run at {master}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    for instance in cluster.cluster.settings().instance_ids() {
+        let mut root = cluster.root_at(instance.as_str()).await;
+        // Rows of its own that nobody else has would be here.
+        let others = format!("SELECT COUNT(*) FROM app.ran WHERE number > {start} AND server <> {id}");
+        assert_eq!(
+            value(&mut root, &others).await,
+            "0",
+            "somebody else ran events, seen at {instance}"
+        );
+        let scheduler = value(&mut root, "SELECT @@global.event_scheduler").await;
+        let found = statuses(&mut root).await;
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert_ne!(found["resting"].status, "ENABLED", "{instance}: {found:?}");
+        for name in ["by_app", "by_root"] {
+            if instance == master {
+                assert_eq!(found[name].status, "ENABLED", "{instance}: {found:?}");
+                assert_eq!(found[name].originator, id, "{instance}: {found:?}");
+            } else {
+                assert!(
+                    found[name].status.ends_with("SIDE_DISABLED"),
+                    "{instance}: {found:?}"
+                );
+            }
+        }
+        assert_eq!(
+            scheduler,
+            if instance == master { "ON" } else { "OFF" },
+            "{instance}"
+        );
+    }
+}
+
+async fn value(server: &mut Server, sql: &str) -> String {
+    server.query_value(sql).await.unwrap().unwrap()
+}
+
+/// What a server says of one event.
+#[derive(Debug)]
+struct Found {
+    status: String,
+    originator: String,
+    definer: String,
+}
+
+async fn statuses(root: &mut Server) -> BTreeMap<String, Found> {
+    let sql = "SELECT EVENT_NAME AS name, STATUS AS status, ORIGINATOR AS originator, DEFINER AS definer \
+               FROM information_schema.EVENTS WHERE EVENT_SCHEMA = 'app'";
+    let rows = root.query(sql).await.unwrap();
+    let text = |row: &mysql_client::Row, name| row.get(name).unwrap().to_owned();
+    rows.iter()
+        .map(|row| {
+            let found = Found {
+                status: text(row, "status"),
+                originator: text(row, "originator"),
+                definer: text(row, "definer"),
+            };
+            (text(row, "name"), found)
+        })
+        .collect()
+}
+
+async fn definers(root: &mut Server) -> BTreeMap<String, String> {
+    let found = statuses(root).await;
+    found
+        .into_iter()
+        .map(|(name, found)| (name, found.definer))
+        .collect()
+}
