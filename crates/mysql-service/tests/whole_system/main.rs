@@ -18,6 +18,7 @@ mod obstacles;
 mod roles;
 mod scheduled_events;
 mod switchovers;
+mod unfit;
 mod walk;
 
 /// A test of each flavor for one body.

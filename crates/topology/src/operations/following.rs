@@ -308,11 +308,25 @@ pub fn detach(situation: &Situation<'_>, id: &InstanceId) -> Result<Plan, Refusa
     Ok(plan)
 }
 
+fn applier_error(situation: &Situation<'_>, id: &InstanceId) -> String {
+    situation
+        .trusted(id)
+        .and_then(|seen| seen.replication.as_ref())
+        .filter(|replication| !replication.applier_error.is_empty())
+        .map_or_else(String::new, |replication| {
+            format!(" ({})", replication.applier_error)
+        })
+}
+
 fn cannot_be_released(situation: &Situation<'_>, id: &InstanceId, reachable: bool) -> Reason {
     if reachable {
         return Reason::new(
             "applier_stopped",
-            format!("{id} applies nothing, and what it received must not be lost: have it apply first"),
+            format!(
+                "{id} applies nothing{}, and what it received must not be lost: have it apply first, or stop its agent \
+                 and detach it then, which shuts it out",
+                applier_error(situation, id)
+            ),
         );
     }
     let master = situation
