@@ -9,12 +9,14 @@ use api::client::Client;
 use mysql_client::credentials::SecretFile;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use service_manager::ServiceManager;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use topology::observation::ServerState;
 use topology::{Generation, Incarnation};
 
+use crate::announce::{announce, announce_end};
 use crate::binaries::Binaries;
 use crate::config::{FlavorChoice, InstanceConfig};
 use crate::configuration_file;
@@ -83,6 +85,9 @@ pub async fn run(config: InstanceConfig, shutdown: watch::Receiver<bool>) -> any
         around.spawn(heartbeat::beat(monitor.clone(), reporter.clone(), driver.clone()));
     }
     drop(driver);
+    let manager = ServiceManager::of_environment();
+    let announcement = announce(manager.clone(), publish.subscribe(), shutdown.clone());
+    around.spawn(announcement);
 
     let starter = Starter {
         config,
@@ -102,6 +107,7 @@ pub async fn run(config: InstanceConfig, shutdown: watch::Receiver<bool>) -> any
     }
     // The last word, so that nobody takes the silence for a crash.
     around.abort_all();
+    announce_end(&manager, &outcome);
     let report = reporter.report();
     let last_words = heartbeat::ask_once(&monitors, &report);
     if tokio::time::timeout(LAST_WORDS_LIMIT, last_words).await.is_err() {

@@ -13,6 +13,7 @@
 
 mod accounts;
 mod agent;
+mod announce;
 pub mod binaries;
 pub mod config;
 pub mod configuration_file;

@@ -112,6 +112,8 @@ impl Launcher {
                 command.env_remove(name);
             }
         }
+        // Servers tell a service manager how they are, too; ours hears it from the agent.
+        command.env_remove(service_manager::SOCKET_VARIABLE);
         if let Some(work) = &self.work {
             command.env(WORK_VARIABLE, work);
         }

@@ -30,6 +30,7 @@ use anyhow::Context;
 use api::client::Client;
 use axum::serve::ListenerExt;
 use mysql_client::credentials::SecretFile;
+use service_manager::{ServiceManager, Word};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
 use topology::{Cluster, ClusterId, Generation, InstanceId, InstanceView, Policy};
@@ -120,7 +121,14 @@ pub async fn run(config: MonitorConfig, shutdown: watch::Receiver<bool>) -> anyh
         controller.resume(plan).await?;
     }
     let server = tokio::spawn(serve(listener, http::router(app), shutdown.clone()));
-    controller.run(receiver, shutdown).await?;
+    let manager = ServiceManager::of_environment();
+    manager.tell(&[
+        Word::Ready,
+        Word::Status(&format!("listens on {}", config.listen)),
+    ]);
+    let ended = controller.run(receiver, shutdown).await;
+    manager.tell(&[Word::Stopping]);
+    ended?;
     server.await.context("the HTTP server ended unexpectedly")?
 }
 

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use rustix::process::{Resource, Rlimit};
+use service_manager::{ServiceManager, Word};
 use tokio::sync::watch;
 
 pub use self::config::ProxyConfig;
@@ -93,6 +94,9 @@ impl Proxy {
         let relay: Arc<dyn DataPath> = Arc::new(relay);
         let follower = Follower::new(&config, token.as_ref(), Arc::clone(&relay), Arc::clone(&known))?;
         tracing::info!("{} listens on {address}", config.service);
+        let manager = ServiceManager::of_environment();
+        let listening = format!("{} listens on {address}", config.service);
+        manager.tell(&[Word::Ready, Word::Status(&listening)]);
 
         let serving = http::serve(metrics, &config, Arc::clone(&counters), known);
         let background = async { tokio::join!(follower.follow(), serving) };
@@ -112,6 +116,16 @@ impl Proxy {
             counters.open.get(),
             drain_limit.as_secs()
         );
+        let draining = format!(
+            "{} open connections may go on for {} s",
+            counters.open.get(),
+            drain_limit.as_secs()
+        );
+        manager.tell(&[
+            Word::Stopping,
+            Word::Status(&draining),
+            Word::NeedsLonger(drain_limit + Duration::from_secs(10)),
+        ]);
         relay.drain(drain_limit);
         tokio::select! {
             outcome = &mut relay_ended => outcome.context("the data path has failed while it drained")?,

@@ -163,11 +163,17 @@ impl TestAgent {
 
     /// Starts the process.
     pub(crate) fn launch(&mut self) {
+        self.launch_with(|_| ());
+    }
+
+    /// Starts the process, after `more` has had its way with the command.
+    pub(crate) fn launch_with(&mut self, more: impl FnOnce(&mut Command)) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mysql-service"));
         command
             .arg("instance")
             .arg("--config")
             .arg(self.path("instance.toml"));
+        more(&mut command);
         self.process = Some(Managed::start("the agent", command, &self.path("agent.log")).unwrap());
     }
 

@@ -12,6 +12,7 @@
 mod accounts;
 mod fences;
 mod harness;
+mod notices;
 mod starts;
 mod stops;
 mod supervision;
