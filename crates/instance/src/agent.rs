@@ -18,6 +18,7 @@ use topology::{Generation, Incarnation};
 
 use crate::announce::{announce, announce_end};
 use crate::binaries::Binaries;
+use crate::children::reap_orphans;
 use crate::config::{FlavorChoice, InstanceConfig};
 use crate::configuration_file;
 use crate::data_directory::{self, Contents, Start};
@@ -88,6 +89,11 @@ pub async fn run(config: InstanceConfig, shutdown: watch::Receiver<bool>) -> any
     let manager = ServiceManager::of_environment();
     let announcement = announce(manager.clone(), publish.subscribe(), shutdown.clone());
     around.spawn(announcement);
+    around.spawn(async {
+        if let Err(error) = reap_orphans().await {
+            tracing::error!("orphans that end stay zombies: {error}");
+        }
+    });
 
     let starter = Starter {
         config,

@@ -15,6 +15,7 @@ mod accounts;
 mod agent;
 mod announce;
 pub mod binaries;
+pub mod children;
 pub mod config;
 pub mod configuration_file;
 pub mod data_directory;

@@ -20,6 +20,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::children;
 use crate::exec_server::PARENT_VARIABLE;
 use crate::user::ServerUser;
 
@@ -157,7 +158,7 @@ fn parent_thread() -> &'static mpsc::Sender<Request> {
         let (requests, queue) = mpsc::channel::<Request>();
         std::thread::spawn(move || {
             for (mut command, reply) in queue {
-                let process = command.spawn().and_then(Process::of_child);
+                let process = children::spawn(&mut command).and_then(Process::of_child);
                 // Whoever asked may have been cancelled; the process is reaped all the same.
                 if let Err(Ok(process)) = reply.send(process) {
                     process.signal_quietly(Signal::KILL);
@@ -219,12 +220,14 @@ impl Process {
                 // Without a handle it could not be stopped later.
                 child.kill()?;
                 child.wait()?;
+                children::forget(pid);
                 return Err(error);
             }
         };
         let (tell, exit) = watch::channel(None);
         std::thread::spawn(move || {
             let ended = child.wait().map_or(Exit::Unknown, Exit::from);
+            children::forget(pid);
             tell.send_replace(Some(ended));
         });
         Ok(Self {
