@@ -97,11 +97,15 @@ impl Starter {
                 if error.kind() != io::ErrorKind::AddrInUse {
                     return Err(error).with_context(|| format!("listen on {}:{port} ({key})", config.bind));
                 }
-                ensure!(
-                    tokio::time::Instant::now() < deadline,
-                    "the port {port} ({key}) on {} is taken by another process; stop that one, or choose another port",
-                    config.bind
-                );
+                if tokio::time::Instant::now() >= deadline {
+                    return Err(error).with_context(|| {
+                        format!(
+                            "the port {port} ({key}) on {} is taken by another process; stop that one, or choose \
+                             another port",
+                            config.bind
+                        )
+                    });
+                }
                 tokio::time::sleep(POLL).await;
             }
         }

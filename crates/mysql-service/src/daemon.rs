@@ -1,6 +1,7 @@
 //! What the three daemons have in common: configuration, logs, signals, the parent's end.
 
 use std::future::Future;
+use std::io;
 
 use anyhow::Context as _;
 use instance::binaries::BinariesError;
@@ -167,9 +168,20 @@ where
     })
 }
 
-/// Whether a daemon's error comes from what a person wrote or installed, so that starting it again cannot help.
+/// Whether a daemon's error comes from what a person wrote or installed, so that starting it again cannot help: an
+/// address to listen on that somebody else has, or that this machine has not, included.
 fn is_configuration(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<SecretError>().is_some() || error.downcast_ref::<BinariesError>().is_some()
+    let is_address = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable
+            )
+        })
+    };
+    error.downcast_ref::<SecretError>().is_some()
+        || error.downcast_ref::<BinariesError>().is_some()
+        || error.chain().any(is_address)
 }
 
 fn start_logging(options: &Daemon) -> Result<(), Failure> {
@@ -179,8 +191,8 @@ fn start_logging(options: &Daemon) -> Result<(), Failure> {
         .map_err(Failure::Usage)?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        .with_writer(io::stderr);
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let started = match options.log {
         LogFormat::Human => builder.with_ansi(colours).try_init(),
         LogFormat::Json => builder.json().try_init(),

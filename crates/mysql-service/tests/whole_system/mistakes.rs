@@ -107,6 +107,47 @@ async fn a_taken_port_is_named_with_what_to_do() {
 }
 
 #[tokio::test]
+async fn an_address_that_cannot_be_listened_on_ends_a_daemon_with_exit_code_2() {
+    let directory = TempDir::with_prefix("mistakes-").unwrap();
+    let secrets = format!("secret_file={}", write_secrets(directory.path()));
+    let state = format!("state_directory={}", directory.path().join("state").display());
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let taken = listener.local_addr().unwrap().to_string();
+    // The second is no address of this machine: it is reserved for documentation.
+    for address in [&taken, "192.0.2.1:3300"] {
+        let listen = format!("listen={address}");
+        for words in [
+            &[
+                "monitor",
+                "--set",
+                &secrets,
+                "--set",
+                &state,
+                "--set",
+                "name=x",
+                "--set",
+                &listen,
+                "--set",
+                "allow_remote_without_login=true",
+            ][..],
+            &[
+                "proxy",
+                "-m",
+                "master",
+                "--set",
+                "id=x",
+                "--set",
+                "monitors=[\"http://127.0.0.1:1\"]",
+                "--set",
+                &listen,
+            ],
+        ] {
+            run(words).await.expect(2).explains(address).explains("listen");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_missing_server_binary_is_named_with_what_to_do() {
     let directory = TempDir::with_prefix("mistakes-").unwrap();
     let ports = PortRange::take(2).unwrap();
