@@ -333,11 +333,17 @@ impl Driver {
                 ),
             ),
         };
-        if !detail.is_empty() {
+        // Tried again and again while the server runs: told when it changes.
+        let tried_again = adopted && self.state == ServerState::Running;
+        if !detail.is_empty() && (!tried_again || detail != self.detail) {
             tracing::error!("{detail}");
         }
         let version = self.starter.binaries.version;
-        if adopted {
+        if tried_again {
+            if sessions.is_some() {
+                tracing::info!("root can log in again");
+            }
+        } else if adopted {
             tracing::info!(pid = process.pid(), "adopted the running server");
         } else {
             tracing::info!(

@@ -69,6 +69,7 @@ async fn look(watch: &Watch, connection: &mut Option<Server>, depth: Depth) -> L
     let result = if let Ok(seen) = seen {
         seen.map_err(|error| Unreachable {
             reason: error.to_string(),
+            login_refused: matches!(error, Error::AccessDenied { .. }),
         })
     } else {
         *connection = None;
@@ -78,6 +79,7 @@ async fn look(watch: &Watch, connection: &mut Option<Server>, depth: Depth) -> L
                 watch.entry.address,
                 watch.deadline.as_millis()
             ),
+            login_refused: false,
         })
     };
     Look {

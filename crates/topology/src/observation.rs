@@ -201,6 +201,8 @@ pub struct Look {
 pub struct Unreachable {
     /// The sentence.
     pub reason: String,
+    /// It answered and did not let us in: it runs, and what else is so of it is not known.
+    pub login_refused: bool,
 }
 
 /// What an agent last said of its server.

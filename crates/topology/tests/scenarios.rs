@@ -405,6 +405,7 @@ impl Story {
             "gone" => {
                 look.result = Err(Unreachable {
                     reason: "connection refused".to_owned(),
+                    login_refused: false,
                 });
             }
             "overlapping" => look.at = Moment(now.0 + Duration::from_millis(1)),

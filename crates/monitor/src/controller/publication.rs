@@ -105,7 +105,8 @@ impl<S: Store> Controller<S> {
             self.publish_snapshot();
             return Ok(());
         }
-        if self.state.published.phase != Phase::Hold || !self.routing.begun {
+        let in_hold = self.state.published.phase == Phase::Hold && self.routing.begun;
+        if !in_hold && !self.is_locked_out() {
             self.follow_routes().await?;
         }
         // In the middle of an operation, and by looks from before its end, an instance is not what it becomes. When
@@ -127,6 +128,17 @@ impl<S: Store> Controller<S> {
 
     fn is_ready(&self) -> bool {
         self.routing.begun || self.views.values().all(|view| view.look.is_some())
+    }
+
+    /// Whether the Master runs and does not let us in, such as after a change of `dba_passwd` at one end only. That
+    /// is our trouble and not the applications': the routes stay as they are until more is known.
+    fn is_locked_out(&self) -> bool {
+        let situation = self.situation();
+        let view = situation
+            .master()
+            .and_then(|master| situation.instances.get(master));
+        view.and_then(|view| view.look.as_ref())
+            .is_some_and(|look| matches!(&look.result, Err(failed) if failed.login_refused))
     }
 
     /// Publishes the routes that follow from what is seen, with a higher generation when the master changes.

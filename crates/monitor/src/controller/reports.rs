@@ -106,6 +106,7 @@ impl<S: Store> Controller<S> {
                 at,
                 result: Err(Unreachable {
                     reason: format!("its server process {pid} has ended, and another was not seen yet"),
+                    login_refused: false,
                 }),
             });
         }

@@ -26,12 +26,13 @@ pub(crate) const PORTS: u16 = 221;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A running cluster of three instances.
+/// A running cluster.
 pub(crate) struct TestCluster {
     pub(crate) cluster: Cluster,
     pub(crate) flavor: Flavor,
-    _kept: KeptWhenFailing,
-    _ports: PortRange,
+    request: Request,
+    kept: KeptWhenFailing,
+    ports: PortRange,
 }
 
 /// The directory of a cluster: removed at the end, unless the test is failing.
@@ -45,13 +46,18 @@ impl TestCluster {
 
     /// The same with other settings of the daemons.
     pub(crate) async fn start_with(flavor: Flavor, tuning: Tuning) -> Self {
+        Self::start_sized(flavor, 3, tuning).await
+    }
+
+    /// The same with another number of instances.
+    pub(crate) async fn start_sized(flavor: Flavor, instances: u16, tuning: Tuning) -> Self {
         let directory = TempDir::with_prefix("whole-").unwrap();
         let ports = PortRange::take(PORTS).unwrap();
         let request = Request {
             directory: directory.path().to_owned(),
             wanted: Wanted {
                 flavor: Some(flavor),
-                instances: Some(3),
+                instances: Some(instances),
                 port_base: Some(ports.first()),
             },
             flavor: flavor.into(),
@@ -59,17 +65,28 @@ impl TestCluster {
             templates: Some(templates()),
             tuning,
         };
+        Self::launch(flavor, request, KeptWhenFailing(Some(directory)), ports).await
+    }
+
+    async fn launch(flavor: Flavor, request: Request, kept: KeptWhenFailing, ports: PortRange) -> Self {
         let mut cluster = Cluster::start(&request, &say).await.unwrap();
-        if let Err(error) = cluster.wait_until_ok(START_LIMIT, &say).await {
-            let kept = directory.keep();
-            panic!("{error:#}; everything is kept in {}", kept.display());
-        }
+        cluster.wait_until_ok(START_LIMIT, &say).await.unwrap();
         Self {
             cluster,
             flavor,
-            _kept: KeptWhenFailing(Some(directory)),
-            _ports: ports,
+            request,
+            kept,
+            ports,
         }
+    }
+
+    /// Stops the cluster cleanly and starts it on its data.
+    pub(crate) async fn stop_and_start(self) -> Self {
+        let processes = self.cluster.layout().processes_file();
+        self.cluster.stop(&say).await.unwrap();
+        // It names this process as the one that started the daemons, and a next start waits for that one to end.
+        std::fs::remove_file(processes).unwrap();
+        Self::launch(self.flavor, self.request, self.kept, self.ports).await
     }
 
     /// Stops the cluster cleanly.
@@ -220,6 +237,15 @@ impl Drop for KeptWhenFailing {
                 directory.keep().display()
             );
         }
+    }
+}
+
+/// Waits until a condition holds; `what` says it in the failure.
+pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds().await {
+        assert!(begun.elapsed() < HEAL_LIMIT, "it is not so that {what}");
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 

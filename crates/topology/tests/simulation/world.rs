@@ -422,6 +422,7 @@ impl World {
             } else {
                 Err(Unreachable {
                     reason: "connection refused".to_owned(),
+                    login_refused: false,
                 })
             };
             let agent = AgentReport {
