@@ -97,6 +97,18 @@ impl RealWorld {
         Ok(found)
     }
 
+    /// Enables at the master what was disabled anywhere and never enabled again.
+    pub(crate) async fn enable_unsettled_events(&mut self, at: &InstanceId) -> Result<(), Failure> {
+        let cluster = self.cluster();
+        for of in cluster.members.keys() {
+            let remembered = self.surroundings.controller.remembered_events(of).await?;
+            if remembered.is_some_and(|remembered| !remembered.settled) {
+                self.enable_events(at, of).await?;
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) async fn create_application(&mut self, at: &InstanceId) -> Result<String, Failure> {
         let Some(application) = &self.surroundings.application else {
             return Err(Failure::new("no application is configured"));

@@ -152,7 +152,12 @@ impl RealWorld {
         }
     }
 
+    /// Events that an operation disabled and did not come to enable again go on where the scheduler is switched on:
+    /// at the master.
     pub(crate) async fn set_event_scheduler(&mut self, at: &InstanceId, on: bool) -> Result<String, Failure> {
+        if on {
+            self.enable_unsettled_events(at).await?;
+        }
         let mut server = self.server(at).await?;
         let result = server
             .set_event_scheduler(on)

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use mysql_client::Server;
+use rustix::process::Signal;
 use topology::{Flavor, Role};
 
 use crate::harness::{HEAL_LIMIT, TestCluster};
@@ -18,7 +19,7 @@ const TABLE: &str = "CREATE TABLE app.ran (
     number BIGINT AUTO_INCREMENT PRIMARY KEY, event VARCHAR(20) NOT NULL, server BIGINT UNSIGNED NOT NULL)";
 
 async fn events_run_at_the_master_alone_and_there_as_before(flavor: Flavor) {
-    let cluster = TestCluster::start(flavor).await;
+    let mut cluster = TestCluster::start(flavor).await;
     let mut application = cluster.application_at("mysql-server-1").await;
     application.execute(TABLE).await.unwrap();
     create(&mut application, "by_app", "ENABLE").await;
@@ -52,6 +53,8 @@ async fn events_run_at_the_master_alone_and_there_as_before(flavor: Flavor) {
     for (name, definer) in definers {
         assert_eq!(found[&name].definer, definer, "{name}");
     }
+    enabled_late(&mut cluster).await;
+    let mut root = cluster.root_at("mysql-server-2").await;
     for name in ["later", "by_root", "by_app"] {
         root.execute(&format!("DROP EVENT app.{name}")).await.unwrap();
     }
@@ -59,6 +62,30 @@ async fn events_run_at_the_master_alone_and_there_as_before(flavor: Flavor) {
     let nobody = "SELECT COUNT(*) FROM app.ran WHERE event = 'resting'";
     assert_eq!(root.query_value(nobody).await.unwrap().as_deref(), Some("0"));
     cluster.stop().await;
+}
+
+/// The agent that is to enable them does not answer until the operation has given up, and then it is gone; the
+/// monitor sees to them when it is back.
+async fn enabled_late(cluster: &mut TestCluster) {
+    let agent = cluster.cluster.daemon("mysql-server-2").unwrap();
+    agent.signal(Signal::STOP).unwrap();
+    let ran = cluster.run(&["switchover", "--yes"]).await;
+    // With what it was asked for and did not do, and with its server.
+    cluster.cluster.restart("mysql-server-2").unwrap();
+    ran.expect(1).explains("scheduled events");
+    assert_eq!(cluster.only(Role::Master).await.as_str(), "mysql-server-2");
+    cluster.wait_until_ok().await;
+    let mut root = cluster.root_at("mysql-server-2").await;
+    let begun = Instant::now();
+    while value(&mut root, "SELECT @@global.event_scheduler").await != "ON" {
+        assert!(begun.elapsed() < HEAL_LIMIT, "no event runs at the master");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let found = statuses(&mut root).await;
+    for name in ["later", "by_root"] {
+        assert_eq!(found[name].status, "ENABLED", "{found:?}");
+    }
+    cluster.wait_until_ok().await;
 }
 
 async fn create(server: &mut Server, name: &str, state: &str) {
