@@ -26,8 +26,8 @@ const NAMED_SESSIONS: usize = 5;
 
 impl RealWorld {
     /// Ends sessions that are not in commit, makes the server read-only, which lets commits in flight finish, and
-    /// ends the rest. A commit that waits for its acknowledgement is never ended: it is either acknowledged or the step
-    /// fails.
+    /// ends the rest. A commit that waits for its acknowledgement is never ended: it is either acknowledged or the
+    /// step fails.
     pub(crate) async fn stop_writes(&mut self, at: &InstanceId, limit: Duration) -> Result<String, Failure> {
         let mut server = self.server(at).await?;
         let mut result = stop_writes(at, &mut server, limit).await;
@@ -86,8 +86,8 @@ impl RealWorld {
             }
             if waits && !seen.semi_sync.source_enabled {
                 return Err(Failure::new(format!(
-                    "commits of {at} would wait for no acknowledgement: it was restarted since its writes were stopped; \
-                     the monitor makes it writable when an acker follows"
+                    "commits of {at} would wait for no acknowledgement: it was restarted since its writes were \
+                     stopped; the monitor makes it writable when an acker follows"
                 )));
             }
             if let Some(mark) = &permission.mark
