@@ -117,13 +117,14 @@ statements! {
     EVENT_DISABLED:      "SLAVESIDE_DISABLED"                    | "REPLICA_SIDE_DISABLED";
 
     // Settings that an observation carries beside those that both families have.
-    OWN_VARIABLES:       "gtid_strict_mode gtid_domain_id \
+    OWN_VARIABLES:       "gtid_strict_mode gtid_domain_id log_slave_updates \
                           gtid_slave_pos gtid_binlog_pos \
                           rpl_semi_sync_master_enabled \
                           rpl_semi_sync_master_timeout \
                           rpl_semi_sync_master_wait_point \
                           rpl_semi_sync_master_wait_no_slave \
                           rpl_semi_sync_slave_enabled"           | "super_read_only server_uuid offline_mode \
+                                                                    log_replica_updates skip_replica_start \
                                                                     gtid_mode enforce_gtid_consistency gtid_purged \
                                                                     rpl_semi_sync_source_enabled \
                                                                     rpl_semi_sync_source_timeout \
@@ -154,6 +155,8 @@ pub(crate) const COMMON_VARIABLES: &[&str] = &[
     "sync_binlog",
     "sync_relay_log",
     "relay_log_recovery",
+    "binlog_format",
+    "innodb_doublewrite",
     "innodb_flush_log_at_trx_commit",
     "binlog_expire_logs_seconds",
 ];

@@ -18,6 +18,7 @@ pub mod plan;
 mod problems;
 pub mod routes;
 mod sentences;
+pub mod settings;
 pub mod situation;
 pub mod status;
 mod steps;

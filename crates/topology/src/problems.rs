@@ -7,6 +7,7 @@ use crate::gtid::Transactions;
 use crate::ids::InstanceId;
 use crate::observation::{Observation, Receiver};
 use crate::operations::whom;
+use crate::settings::unsafe_settings;
 use crate::situation::{Judgement, Situation, Source};
 use crate::status::Status;
 use crate::steps::twin;
@@ -154,7 +155,10 @@ fn names(ids: &BTreeSet<InstanceId>) -> String {
 }
 
 fn of_server(situation: &Situation<'_>, id: &InstanceId, seen: &Observation) -> Vec<String> {
-    let mut problems = Vec::new();
+    let mut problems: Vec<String> = unsafe_settings(seen.flavor, &seen.variables)
+        .iter()
+        .map(|setting| format!("{id}: {setting}; {}", setting.cure()))
+        .collect();
     let role = situation.cluster.role_of(id);
     match role {
         Role::Master => {

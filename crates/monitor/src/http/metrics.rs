@@ -9,7 +9,8 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use topology::observation::{Observation, Receiver};
-use topology::{InstanceView, Role, Status};
+use topology::settings::judged_settings;
+use topology::{Flavor, InstanceView, Role, Status};
 
 use super::App;
 use super::documents::snapshot;
@@ -208,7 +209,7 @@ fn server(page: &mut Page, seen: &Observation, labels: &[(&str, &str)]) {
     );
     for (name, value) in &seen.variables {
         let Some(value) = numeric(value) else { continue };
-        let (prefix, help) = if is_setting(name) {
+        let (prefix, help) = if is_setting(seen.flavor, name) {
             (
                 "mysql_global_variables_",
                 "A setting of the server, by its own name.",
@@ -254,12 +255,13 @@ fn server(page: &mut Page, seen: &Observation, labels: &[(&str, &str)]) {
 }
 
 /// Counters and settings come side by side; these are the settings among them.
-fn is_setting(name: &str) -> bool {
-    name.ends_with("_enabled")
+fn is_setting(flavor: Flavor, name: &str) -> bool {
+    judged_settings(flavor).any(|judged| judged == name)
+        || name.ends_with("_enabled")
         || name.starts_with("max_")
         || matches!(
             name,
-            "read_only" | "super_read_only" | "server_id" | "event_scheduler" | "sync_relay_log"
+            "read_only" | "super_read_only" | "server_id" | "event_scheduler"
         )
 }
 

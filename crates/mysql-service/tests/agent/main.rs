@@ -13,6 +13,7 @@ mod accounts;
 mod fences;
 mod harness;
 mod notices;
+mod settings;
 mod starts;
 mod stops;
 mod supervision;

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use api::cluster::{ClusterDocument, InstanceDocument};
 use mysql_client::credentials::Login;
 use mysql_client::{Endpoint, Error, Server};
+use topology::settings::{judged_settings, unsafe_settings};
 use topology::{Flavor, Role};
 
 use super::Finding;
@@ -58,44 +59,7 @@ async fn look_at(
     ])
 }
 
-/// A setting and the values that are safe.
-type Rule = (&'static str, &'static [&'static str]);
-
-const COMMON: [Rule; 8] = [
-    ("log_bin", &["ON"]),
-    ("binlog_format", &["ROW"]),
-    ("sync_binlog", &["1"]),
-    ("innodb_flush_log_at_trx_commit", &["1"]),
-    ("innodb_doublewrite", &["ON"]),
-    ("log_slave_updates", &["ON"]),
-    ("sync_relay_log", &["1"]),
-    ("relay_log_recovery", &["OFF"]),
-];
-
-const MARIADB: [Rule; 4] = [
-    ("gtid_strict_mode", &["ON"]),
-    ("rpl_semi_sync_master_wait_point", &["AFTER_SYNC"]),
-    ("rpl_semi_sync_master_wait_no_slave", &["ON"]),
-    ("rpl_semi_sync_master_timeout", &["18446744073709551615"]),
-];
-
-const MYSQL: [Rule; 5] = [
-    ("gtid_mode", &["ON"]),
-    ("enforce_gtid_consistency", &["ON"]),
-    ("rpl_semi_sync_source_wait_point", &["AFTER_SYNC"]),
-    ("rpl_semi_sync_source_wait_no_replica", &["ON"]),
-    ("rpl_semi_sync_source_timeout", &["4294967295"]),
-];
-
-fn rules(flavor: Flavor) -> Vec<Rule> {
-    let own: &[Rule] = match flavor {
-        Flavor::Mariadb => &MARIADB,
-        Flavor::Mysql => &MYSQL,
-    };
-    [&COMMON, own].concat()
-}
-
-/// Beside the rules: what tells who a server is and whether it takes writes.
+/// Beside the settings that are judged: what tells who a server is and whether it takes writes.
 const FACTS: [&str; 5] = [
     "server_id",
     "server_uuid",
@@ -105,10 +69,7 @@ const FACTS: [&str; 5] = [
 ];
 
 async fn variables(server: &mut Server, flavor: Flavor) -> Result<BTreeMap<String, String>, Error> {
-    let rules = rules(flavor);
-    let names: Vec<String> = rules
-        .iter()
-        .map(|(name, _)| *name)
+    let names: Vec<String> = judged_settings(flavor)
         .chain(FACTS)
         .map(|name| format!("'{name}'"))
         .collect();
@@ -125,14 +86,12 @@ async fn variables(server: &mut Server, flavor: Flavor) -> Result<BTreeMap<Strin
 }
 
 fn settings(id: &str, flavor: Flavor, role: Role, values: &BTreeMap<String, String>) -> Finding {
-    let mut wrong: Vec<String> = rules(flavor)
+    let mut wrong: Vec<String> = unsafe_settings(flavor, values)
         .iter()
-        .filter_map(|(name, safe)| match values.get(*name) {
-            Some(value) if safe.contains(&value.as_str()) => None,
-            Some(value) => Some(format!("{name} is {value}, not {}", safe.join(" or "))),
-            None => Some(format!("{name} is not known to it")),
-        })
+        .map(ToString::to_string)
         .collect();
+    let unknown = judged_settings(flavor).filter(|name| !values.contains_key(*name));
+    wrong.extend(unknown.map(|name| format!("{name} is not known to it")));
     let is_on = |name: &str| values.get(name).is_some_and(|value| value == "ON");
     if role != Role::Master {
         let read_only = match flavor {
@@ -260,11 +219,23 @@ mod tests {
 
     #[test]
     fn a_setting_that_could_lose_data_fails() {
-        let mut values: BTreeMap<String, String> = rules(Flavor::Mariadb)
-            .iter()
-            .map(|(name, safe)| ((*name).to_owned(), safe[0].to_owned()))
-            .collect();
-        values.insert("read_only".to_owned(), "ON".to_owned());
+        let values: BTreeMap<String, String> = [
+            ("log_bin", "ON"),
+            ("binlog_format", "ROW"),
+            ("sync_binlog", "1"),
+            ("innodb_flush_log_at_trx_commit", "1"),
+            ("innodb_doublewrite", "ON"),
+            ("sync_relay_log", "1"),
+            ("relay_log_recovery", "OFF"),
+            ("log_slave_updates", "ON"),
+            ("gtid_strict_mode", "ON"),
+            ("rpl_semi_sync_master_wait_point", "AFTER_SYNC"),
+            ("rpl_semi_sync_master_wait_no_slave", "ON"),
+            ("rpl_semi_sync_master_timeout", "18446744073709551615"),
+            ("read_only", "ON"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
         let judge =
             |values: &BTreeMap<String, String>| settings("a", Flavor::Mariadb, Role::Slave, values).level;
         assert_eq!(judge(&values), super::super::Level::Ok);

@@ -1,0 +1,269 @@
+//! The settings of a running server that decide whether an acknowledged write survives: pure.
+//!
+//! The service renders them safe and refuses others in the users' own files. A person can still change them at the
+//! running server, and then this says so.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::observation::Flavor;
+
+/// A setting of a running server that could lose data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnsafeSetting {
+    /// Its name at this server.
+    pub name: &'static str,
+    /// Its value, as the server tells.
+    pub value: String,
+    /// The value that is safe.
+    pub safe: &'static str,
+    /// What can happen with the other value.
+    pub reason: &'static str,
+    /// Whether `SET GLOBAL` puts it right; otherwise the server has to be restarted.
+    pub dynamic: bool,
+}
+
+impl UnsafeSetting {
+    /// What puts it right.
+    #[must_use]
+    pub fn cure(&self) -> String {
+        if self.dynamic {
+            format!("SET GLOBAL {} = {}", self.name, self.safe)
+        } else {
+            "restart the server".to_owned()
+        }
+    }
+}
+
+impl fmt::Display for UnsafeSetting {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{} is {}, not {}: {}",
+            self.name, self.value, self.safe, self.reason
+        )
+    }
+}
+
+struct Rule {
+    name: &'static str,
+    safe: &'static str,
+    reason: &'static str,
+    dynamic: bool,
+}
+
+const fn dynamic(name: &'static str, safe: &'static str, reason: &'static str) -> Rule {
+    Rule {
+        name,
+        safe,
+        reason,
+        dynamic: true,
+    }
+}
+
+const fn fixed(name: &'static str, safe: &'static str, reason: &'static str) -> Rule {
+    Rule {
+        name,
+        safe,
+        reason,
+        dynamic: false,
+    }
+}
+
+const COMMON: &[Rule] = &[
+    fixed(
+        "log_bin",
+        "ON",
+        "what is written here reaches no replica and no archive",
+    ),
+    dynamic(
+        "binlog_format",
+        "ROW",
+        "statements may do something else at a replica than here",
+    ),
+    dynamic(
+        "sync_binlog",
+        "1",
+        "a crash of the machine loses the last commits from the binlog, and replicas may have what it lacks",
+    ),
+    dynamic(
+        "innodb_flush_log_at_trx_commit",
+        "1",
+        "a crash of the machine loses the last commits",
+    ),
+    fixed(
+        "innodb_doublewrite",
+        "ON",
+        "a crash in the middle of writing a page leaves one that cannot be repaired",
+    ),
+    dynamic(
+        "sync_relay_log",
+        "1",
+        "a replica that crashes with its machine lacks what it acknowledged",
+    ),
+    fixed(
+        "relay_log_recovery",
+        "OFF",
+        "a replica that restarts throws away what it acknowledged and has not applied",
+    ),
+];
+
+const MARIADB: &[Rule] = &[
+    fixed(
+        "log_slave_updates",
+        "ON",
+        "a replica that becomes the Master cannot give its history to the others",
+    ),
+    dynamic(
+        "gtid_strict_mode",
+        "ON",
+        "a server that has diverged goes on replicating unnoticed",
+    ),
+    dynamic(
+        "rpl_semi_sync_master_wait_point",
+        "AFTER_SYNC",
+        "others read a commit before a replica has it",
+    ),
+    dynamic(
+        "rpl_semi_sync_master_wait_no_slave",
+        "ON",
+        "commits are acknowledged that no replica has when the last one leaves",
+    ),
+    dynamic(
+        "rpl_semi_sync_master_timeout",
+        "18446744073709551615",
+        "commits are acknowledged that no replica has when the time is over",
+    ),
+];
+
+const MYSQL: &[Rule] = &[
+    fixed(
+        "log_replica_updates",
+        "ON",
+        "a replica that becomes the Master cannot give its history to the others",
+    ),
+    fixed(
+        "skip_replica_start",
+        "ON",
+        "a server that restarts follows whom it followed before anybody has decided it",
+    ),
+    dynamic(
+        "gtid_mode",
+        "ON",
+        "replication cannot tell which transactions a server lacks",
+    ),
+    dynamic(
+        "enforce_gtid_consistency",
+        "ON",
+        "statements that replicas cannot repeat exactly are let through",
+    ),
+    dynamic(
+        "rpl_semi_sync_source_wait_point",
+        "AFTER_SYNC",
+        "others read a commit before a replica has it",
+    ),
+    dynamic(
+        "rpl_semi_sync_source_wait_no_replica",
+        "ON",
+        "commits are acknowledged that no replica has when the last one leaves",
+    ),
+    dynamic(
+        "rpl_semi_sync_source_timeout",
+        "4294967295",
+        "commits are acknowledged that no replica has when the time is over",
+    ),
+];
+
+fn rules(flavor: Flavor) -> impl Iterator<Item = &'static Rule> {
+    let own = match flavor {
+        Flavor::Mariadb => MARIADB,
+        Flavor::Mysql => MYSQL,
+    };
+    COMMON.iter().chain(own)
+}
+
+/// The settings that are judged of a server of this family.
+pub fn judged_settings(flavor: Flavor) -> impl Iterator<Item = &'static str> {
+    rules(flavor).map(|rule| rule.name)
+}
+
+/// The settings among `variables` (values as `SHOW GLOBAL VARIABLES` or `SELECT @@global` spell them) that could
+/// lose data. Nothing is said of those that are not there.
+#[must_use]
+pub fn unsafe_settings(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<UnsafeSetting> {
+    rules(flavor)
+        .filter_map(|rule| {
+            let value = variables.get(rule.name)?;
+            (!is_safe(value, rule.safe)).then(|| UnsafeSetting {
+                name: rule.name,
+                value: value.clone(),
+                safe: rule.safe,
+                reason: rule.reason,
+                dynamic: rule.dynamic,
+            })
+        })
+        .collect()
+}
+
+/// `SELECT` spells a switch `1` and `0` where `SHOW` has `ON` and `OFF`.
+fn is_safe(value: &str, safe: &str) -> bool {
+    match safe {
+        "ON" => value.eq_ignore_ascii_case("ON") || value == "1",
+        "OFF" => value.eq_ignore_ascii_case("OFF") || value == "0",
+        _ => value.eq_ignore_ascii_case(safe),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn safe(flavor: Flavor) -> BTreeMap<String, String> {
+        rules(flavor)
+            .map(|rule| (rule.name.to_owned(), rule.safe.to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn each_setting_is_named_with_its_reason() {
+        for flavor in [Flavor::Mariadb, Flavor::Mysql] {
+            let all = safe(flavor);
+            assert_eq!(unsafe_settings(flavor, &all), []);
+            for rule in rules(flavor) {
+                let mut one = all.clone();
+                let other = match rule.safe {
+                    "ON" => "OFF",
+                    "OFF" => "ON",
+                    "1" => "0",
+                    "ROW" => "STATEMENT",
+                    "AFTER_SYNC" => "AFTER_COMMIT",
+                    _ => "10000",
+                };
+                one.insert(rule.name.to_owned(), other.to_owned());
+                let found = unsafe_settings(flavor, &one);
+                assert_eq!(found.len(), 1, "{}", rule.name);
+                assert_eq!(
+                    found[0].to_string(),
+                    format!("{} is {other}, not {}: {}", rule.name, rule.safe, rule.reason)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn both_spellings_of_a_switch_are_understood() {
+        for (value, expected) in [("1", 0), ("ON", 0), ("0", 1), ("OFF", 1)] {
+            let one = BTreeMap::from([("log_bin".to_owned(), value.to_owned())]);
+            assert_eq!(unsafe_settings(Flavor::Mariadb, &one).len(), expected, "{value}");
+        }
+        for (value, expected) in [("1", 1), ("ON", 1), ("0", 0), ("OFF", 0)] {
+            let one = BTreeMap::from([("relay_log_recovery".to_owned(), value.to_owned())]);
+            assert_eq!(unsafe_settings(Flavor::Mysql, &one).len(), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_judged() {
+        assert_eq!(unsafe_settings(Flavor::Mysql, &BTreeMap::new()), []);
+    }
+}
