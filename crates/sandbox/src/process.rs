@@ -103,9 +103,38 @@ fn send(pid: u32, signal: Signal) -> Result<()> {
         .and_then(Pid::from_raw)
         .with_context(|| format!("{pid} is not a process id"))?;
     match kill_process(id, signal) {
+        Ok(()) if signal == Signal::STOP => wait_until_frozen(pid),
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("cannot signal the process {pid}")),
     }
+}
+
+/// The kernel stops a process's threads one by one after the signal was sent; one that runs may still answer.
+fn wait_until_frozen(pid: u32) -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(5);
+    let begun = Instant::now();
+    while !all_threads_stand_still(pid)? {
+        if begun.elapsed() >= LIMIT {
+            bail!("the process {pid} was told to stop and runs on");
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Whether every thread is stopped or has ended; so is a process that is gone.
+fn all_threads_stand_still(pid: u32) -> Result<bool> {
+    let threads = match std::fs::read_dir(format!("/proc/{pid}/task")) {
+        Ok(threads) => threads,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot list the threads of the process {pid}"));
+        }
+    };
+    Ok(threads
+        .flatten()
+        .filter_map(|thread| parse_stat(&std::fs::read_to_string(thread.path().join("stat")).ok()?))
+        .all(|(state, _)| matches!(state, 'T' | 't' | 'Z' | 'X')))
 }
 
 /// A child of this process that logs into a file. Dropped, it is killed and reaped.
