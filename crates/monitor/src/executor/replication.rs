@@ -338,6 +338,9 @@ async fn forget_source(at: &InstanceId, server: &mut Server) -> Result<String, F
 /// chance of about one half.
 const STOPS_OF_A_RECEIVER: usize = 10;
 
+/// What an applier takes to begin with what the receiver wrote last.
+const APPLIER_BEGINS: Duration = Duration::from_millis(10);
+
 /// What a receiver that was started again takes to bring the rest of a transaction.
 const REST_OF_A_TRANSACTION: Duration = Duration::from_millis(20);
 
@@ -367,7 +370,7 @@ async fn finish_received(at: &InstanceId, server: &mut Server, seen: &Observatio
                 DRAIN_LIMIT.as_secs()
             )));
         }
-        if !receives || !server.has_part_of_a_transaction().await.map_err(wrap)? {
+        if !receives || !left_a_part(server).await.map_err(wrap)? {
             break;
         }
         server.start_receiver().await.map_err(wrap)?;
@@ -375,6 +378,19 @@ async fn finish_received(at: &InstanceId, server: &mut Server, seen: &Observatio
     }
     // Part of a transaction is left only when its source is gone.
     server.stop_replication().await.map_err(wrap)
+}
+
+/// Whether a stopped receiver left part of a transaction. A MySQL applier shows it once it has begun with it, which is
+/// a moment after it was written: who does not see it looks again.
+async fn left_a_part(server: &mut Server) -> Result<bool, mysql_client::Error> {
+    if server.has_part_of_a_transaction().await? {
+        return Ok(true);
+    }
+    if server.flavor() == Flavor::Mariadb {
+        return Ok(false);
+    }
+    tokio::time::sleep(APPLIER_BEGINS).await;
+    server.has_part_of_a_transaction().await
 }
 
 /// What it takes to make an instance follow as it should.
