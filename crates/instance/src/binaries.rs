@@ -328,13 +328,19 @@ fn parse_version(text: &str) -> Option<(Flavor, Version)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     fn fake(directory: &Path, name: &str, says: &str) -> PathBuf {
         std::fs::create_dir_all(directory).unwrap();
         let path = directory.join(name);
-        std::fs::write(&path, format!("#!/bin/sh\necho '{says}'\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        // Written by another process: a child that another test forks meanwhile would hold our open file for a
+        // moment, and a file that is open for writing cannot be run.
+        let written = Command::new("sh")
+            .args(["-c", "printf '%s' \"$2\" > \"$1\" && chmod 755 \"$1\"", "sh"])
+            .arg(&path)
+            .arg(format!("#!/bin/sh\necho '{says}'\n"))
+            .status()
+            .unwrap();
+        assert!(written.success());
         path
     }
 

@@ -84,20 +84,31 @@ fn reap() -> io::Result<usize> {
     Ok(count)
 }
 
+/// The processes of this machine, as far as `/proc` shows them.
+///
+/// # Errors
+/// When the process list cannot be read.
+pub(crate) fn process_ids() -> io::Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        // Entries that are no numbers are no processes.
+        found.extend(
+            entry?
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<u32>().ok()),
+        );
+    }
+    Ok(found)
+}
+
 /// The children of this process that are zombies.
 ///
 /// # Errors
 /// When the process list cannot be read.
 pub fn ended_children() -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let Some(pid) = entry?
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok())
-        else {
-            continue;
-        };
+    for pid in process_ids()? {
         // Processes that end meanwhile cannot be looked at.
         let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         if parent_of_zombie(&text) == Some(std::process::id()) {

@@ -371,14 +371,7 @@ pub fn processes_in(directory: &Path) -> io::Result<Vec<u32>> {
         Err(error) => return Err(error),
     };
     let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let Some(pid) = entry?
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok())
-        else {
-            continue;
-        };
+    for pid in children::process_ids()? {
         // Processes of other users, and those that end meanwhile, cannot be looked at.
         let Ok(works_in) = std::fs::read_link(format!("/proc/{pid}/cwd")) else {
             continue;
@@ -441,14 +434,7 @@ pub(crate) async fn end_work_in(directory: &Path) -> io::Result<usize> {
 /// Running processes whose environment has the entry `wanted`.
 fn processes_with(wanted: &[u8]) -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let Some(pid) = entry?
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok())
-        else {
-            continue;
-        };
+    for pid in children::process_ids()? {
         // Processes of other users, and those that end meanwhile, cannot be looked at; a zombie has none.
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let has = environment.split(|byte| *byte == 0).any(|entry| entry == wanted);
