@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod client;
 pub mod cluster;
+pub mod job;
 pub mod operation;
 pub mod problem;
 pub mod routes;

@@ -110,6 +110,12 @@ text_id!(
     is_label
 );
 text_id!(
+    /// Long work at an agent, such as a backup: chosen by whoever asks for it.
+    JobId,
+    "a job's id",
+    is_label
+);
+text_id!(
     /// The identity of a data directory: new at every initialisation, restore or clone.
     Incarnation,
     "an incarnation (a lower-case UUID)",

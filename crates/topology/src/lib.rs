@@ -26,8 +26,8 @@ pub mod switchover;
 
 pub use cluster::{Cluster, Durability, Member, Role};
 pub use ids::{
-    AccountNumber, Address, ClusterId, Generation, Incarnation, InstanceId, OperationId, ProxyId, ServerId,
-    ServerUuid,
+    AccountNumber, Address, ClusterId, Generation, Incarnation, InstanceId, JobId, OperationId, ProxyId,
+    ServerId, ServerUuid,
 };
 pub use observation::{Flavor, InstanceView, Look, Moment, Observation, Version};
 pub use plan::{Change, Plan, Purpose, Reason, Refusal, Step};

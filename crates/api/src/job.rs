@@ -1,0 +1,211 @@
+//! Long work at an agent: backups, their checks, restores. What is asked of it, and how it goes.
+//!
+//! | agent's endpoint | body | answer |
+//! |---|---|---|
+//! | `POST /api/v1/jobs` | [`JobRequest`] | `202` [`JobDocument`]; `409` while a job runs that this one cannot go beside |
+//! | `GET /api/v1/jobs` | | [`Jobs`]: those that run and the last ones that ended, the newest first |
+//! | `GET /api/v1/jobs/{id}` | | [`JobDocument`] |
+//! | `POST /api/v1/jobs/{id}/cancel` | | `202`: it ends soon, as `cancelled`; one that has ended stays as it is |
+//!
+//! The caller chooses the id, so that a request whose answer was lost can be sent again: the same id with the same
+//! work is the same job, with other work it is refused.
+
+use serde::{Deserialize, Serialize};
+use topology::{Address, Incarnation, JobId};
+
+/// Asks an agent for a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRequest {
+    /// Of this document.
+    pub format: u32,
+    /// Its name.
+    pub id: JobId,
+    /// What is to be done.
+    pub work: Work,
+}
+
+/// What an agent can be asked to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
+pub enum Work {
+    /// Copy the server's data into the store.
+    FullBackup {
+        /// As segments in the store, or as one file for systems that collect files.
+        #[serde(default)]
+        archive: Archive,
+        /// At most so many bytes per second are written to the store.
+        #[serde(default)]
+        limit_bytes_per_second: Option<u64>,
+    },
+    /// Read a backup and hold every byte against its manifest.
+    VerifyBackup {
+        /// Its name; `None`: the newest.
+        #[serde(default)]
+        backup: Option<String>,
+        /// Also restore it into a temporary directory, start a server on it and open every table.
+        #[serde(default)]
+        restore: bool,
+    },
+    /// Remove what no recovery point inside the window needs.
+    PruneBackups {
+        /// Full backups to keep, at least.
+        #[serde(default)]
+        keep_count: Option<u32>,
+        /// Recovery points to keep, in days from now.
+        #[serde(default)]
+        keep_days: Option<u32>,
+        /// Only say what would be removed.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// Empty the local backup directory after what is in it was handed over.
+    CleanBackups,
+    /// Bring a full backup from the store into the local backup directory.
+    FetchFull {
+        /// Its name; `None`: the newest.
+        #[serde(default)]
+        backup: Option<String>,
+    },
+    /// Bring all binlogs after the newest full backup into the local backup directory.
+    FetchIncrement,
+    /// Return when everything committed up to now is in the store.
+    ArchiveNow,
+    /// Fill the data directory anew.
+    RestoreFull {
+        /// Where from.
+        from: RestoreSource,
+        /// The data directory that may be thrown away for it. `None`: it must be empty.
+        #[serde(default)]
+        discard: Option<Incarnation>,
+        /// Whether a backup of another cluster is meant.
+        #[serde(default)]
+        foreign_cluster: bool,
+        /// Only say what would be done.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// Replay the archive up to a transaction.
+    RestoreIncremental {
+        /// How far.
+        target: Target,
+        /// GTIDs of transactions to leave out.
+        #[serde(default)]
+        skip: Vec<String>,
+        /// Only say what would be done.
+        #[serde(default)]
+        dry_run: bool,
+    },
+}
+
+/// The form of a full backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Archive {
+    /// Independent segments in the store.
+    #[default]
+    Xbstream,
+    /// One `tar.gz` in the local backup directory.
+    TarGz,
+}
+
+/// Where a full restore takes the data from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "source", deny_unknown_fields)]
+pub enum RestoreSource {
+    /// The local backup directory, else the store: the newest, or a named one.
+    Backup {
+        /// Its name.
+        #[serde(default)]
+        backup: Option<String>,
+    },
+    /// A running server, through its agent.
+    Donor {
+        /// The server.
+        address: Address,
+        /// Its agent's URL.
+        agent: String,
+    },
+}
+
+/// How far the archive is replayed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "to", deny_unknown_fields)]
+pub enum Target {
+    /// Everything there is.
+    End,
+    /// The longest prefix of history in which no transaction is later.
+    Time {
+        /// RFC 3339, with offset.
+        time: String,
+    },
+    /// Up to and with this transaction.
+    Gtid {
+        /// In the server's notation.
+        gtid: String,
+    },
+    /// Up to the one before this transaction.
+    BeforeGtid {
+        /// In the server's notation.
+        gtid: String,
+    },
+}
+
+/// A list of jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Jobs {
+    /// The newest first.
+    pub jobs: Vec<JobDocument>,
+}
+
+/// A job and how it goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobDocument {
+    /// Of this document.
+    pub format: u32,
+    /// Its name.
+    pub id: JobId,
+    /// What is done.
+    pub work: Work,
+    /// Where it stands.
+    pub state: JobState,
+    /// What it is doing, in a few words, such as `copying` or `preparing`; empty when it has ended.
+    pub step: String,
+    /// Bytes done of this step.
+    pub done_bytes: u64,
+    /// Bytes of this step, as far as known.
+    pub total_bytes: Option<u64>,
+    /// RFC 3339, UTC.
+    pub started: String,
+    /// RFC 3339, UTC.
+    pub ended: Option<String>,
+    /// How it ended, in a sentence that says what to do next where something is to be done; empty while it runs.
+    pub outcome: String,
+    /// What a person should know.
+    pub warnings: Vec<String>,
+    /// What came of it, for programs; by the kind of work.
+    pub result: Option<serde_json::Value>,
+}
+
+/// Where a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// It is being done.
+    Running,
+    /// Done.
+    Done,
+    /// Failed; the outcome says why.
+    Failed,
+    /// Refused before anything was changed; the outcome says why.
+    Refused,
+    /// Somebody ended it.
+    Cancelled,
+}
+
+impl JobState {
+    /// Whether it has ended.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        self != Self::Running
+    }
+}
