@@ -9,6 +9,7 @@
 //! [`Error::Closed`], and the caller connects again.
 
 mod accounts;
+pub mod binlog;
 mod connection;
 pub mod credentials;
 mod error;
