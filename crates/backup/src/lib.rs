@@ -1,7 +1,11 @@
 //! Full backups: what they are made of, how they are made, kept, checked and restored.
 
+pub mod catalogue;
+pub mod coordinates;
+pub mod full;
 pub mod manifest;
 pub mod pack;
 pub mod store;
+pub mod throttle;
 pub mod unpack;
 pub mod xbstream;
