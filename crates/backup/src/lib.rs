@@ -1,5 +1,6 @@
-//! Full backups: what they are made of, how they are made, kept, checked and restored.
+//! Full backups and the binlog archive: what they are made of, how they are made, kept, checked and restored.
 
+pub mod archive;
 pub mod catalogue;
 pub mod coordinates;
 pub mod full;
