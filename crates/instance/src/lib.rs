@@ -27,7 +27,6 @@ mod heartbeat;
 mod http;
 pub mod identity;
 pub mod initialise;
-mod jobs;
 pub mod lifecycle;
 pub mod memory;
 mod notes;

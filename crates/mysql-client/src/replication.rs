@@ -74,18 +74,22 @@ impl Server {
     /// The replica goes on from what it has. On MariaDB that is where `gtid_slave_pos` stands, which does not
     /// count what a former master wrote itself: it is first brought up to the end of the server's own binlog.
     pub async fn point_at(&mut self, source: &Address, login: &Login) -> Result<(), Error> {
-        let flavor = self.flavor;
-        if flavor == Flavor::Mariadb {
-            self.seed_slave_position().await?;
-        }
-        let password = literal(login.password.expose());
-        let ssl = match flavor {
+        let ssl = match self.flavor {
             // A MariaDB replica with this on uses TLS when the source offers it, and else does without.
             Flavor::Mariadb => "1, MASTER_SSL_VERIFY_SERVER_CERT = 0",
             // A MySQL replica with this on insists on it. The servers of a cluster are set up alike.
             Flavor::Mysql if self.connection.encrypted() => "1",
             Flavor::Mysql => "0",
         };
+        self.point(source, login, ssl).await
+    }
+
+    pub(crate) async fn point(&mut self, source: &Address, login: &Login, ssl: &str) -> Result<(), Error> {
+        let flavor = self.flavor;
+        if flavor == Flavor::Mariadb {
+            self.seed_slave_position().await?;
+        }
+        let password = literal(login.password.expose());
         let sql = format!(
             "{}{} = {}, {} = {}, {} = {}, {} = {password}, {} = {ssl}",
             CHANGE_SOURCE.of(flavor),

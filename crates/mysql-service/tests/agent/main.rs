@@ -10,7 +10,6 @@
 )]
 
 mod accounts;
-mod backups;
 mod fences;
 mod harness;
 mod notices;

@@ -59,7 +59,7 @@ impl GtidPosition {
     }
 
     /// Takes the transaction for its domain, unless one of the same or a higher sequence is there.
-    pub(super) fn advance(&mut self, gtid: MariadbGtid) {
+    pub fn advance(&mut self, gtid: MariadbGtid) {
         let newest = self.0.entry(gtid.domain).or_insert(gtid);
         if newest.sequence < gtid.sequence {
             *newest = gtid;

@@ -1,0 +1,265 @@
+//! Has a server apply a history, up to its end and no further, and leaves it as it was but for that.
+//!
+//! Every step looks before it acts and may be done again: a replay that was interrupted goes on where the server is.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use mysql_client::credentials::{Login, Password};
+use mysql_client::replay::{ReplayState, Settings, relaxed_settings};
+use mysql_client::replication_server::{History, Identity, Owned, ReplicationServer, Service};
+use mysql_client::{Error, Server};
+use topology::gtid::Transactions;
+use topology::{Flavor, ServerId};
+
+/// The user that the replay's source knows: it exists nowhere else.
+const USER: &str = "mysql_service_replay";
+
+/// How often the server is asked how far it is.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A receiver that has not connected after this long says why in its error.
+const CONNECT_LIMIT: Duration = Duration::from_secs(20);
+
+/// What is to be applied.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// What the server has when everything is applied.
+    pub reached: Owned,
+    /// The ids of the servers whose transactions are in the history.
+    pub served_ids: BTreeSet<u32>,
+    /// How many threads apply, on MySQL.
+    pub workers: u32,
+}
+
+/// Why a replay did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// It was not begun: in a sentence.
+    #[error("{0}")]
+    Refused(String),
+    /// The server stopped at a transaction, or what it was to be sent cannot be read: in a sentence. What was applied
+    /// stays; the same command goes on from there.
+    #[error("{0}")]
+    Stopped(String),
+    /// A call to the server failed.
+    #[error(transparent)]
+    Server(#[from] Error),
+    /// The source of the replay could not be set up.
+    #[error("cannot serve the binlogs to the server")]
+    Source(#[source] std::io::Error),
+}
+
+/// Applies `history` at `server`, a session of a user with all rights.
+///
+/// `before` are its settings of [`settings_before`], which the caller has stored: should this process end, [`leave`]
+/// puts them back. `look` is told what the server has, now and then.
+///
+/// # Errors
+/// See [`ReplayError`]. The server is left following nobody, with its settings as before, in every case in which it
+/// answers.
+pub async fn apply<H: History>(
+    server: &mut Server,
+    history: H,
+    wish: &Wish,
+    before: &Settings,
+    mut look: impl FnMut(&Transactions),
+) -> Result<(), ReplayError> {
+    refuse_own_id(server, &wish.served_ids).await?;
+    let service = Service {
+        identity: identity(server, &wish.served_ids).await?,
+        login: Login::new(USER, Password::new(random_text()?)),
+        served_ids: wish.served_ids.clone(),
+    };
+    let login = service.login.clone();
+    let source = ReplicationServer::start(service, history)
+        .await
+        .map_err(ReplayError::Source)?;
+    let relaxed = relaxed_settings(server.flavor(), wish.workers);
+    let replayed = async {
+        detach(server).await?;
+        server.set_global_settings(&relaxed).await?;
+        server.point_at_replay(source.address(), &login).await?;
+        server.start_replication().await?;
+        follow(server, &source, &wish.reached, &mut look).await
+    };
+    let replayed = replayed.await;
+    let left = leave(server, before).await;
+    replayed.and(left)
+}
+
+/// What the settings are that a replay changes.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn settings_before(server: &mut Server) -> Result<Settings, Error> {
+    let relaxed = relaxed_settings(server.flavor(), 1);
+    server.global_settings(relaxed.keys().map(String::as_str)).await
+}
+
+/// Ends a replay, come to its end or not: the server follows nobody, its settings are `before`, and what it has is on
+/// the disk.
+///
+/// # Errors
+/// When the server does not answer, or a setting is not what it was set to.
+pub async fn leave(server: &mut Server, before: &Settings) -> Result<(), ReplayError> {
+    detach(server).await?;
+    server.set_global_settings(before).await?;
+    server.flush_to_disk().await?;
+    Ok(())
+}
+
+/// Ends the following of a replay's source; of any other it is refused.
+async fn detach(server: &mut Server) -> Result<(), ReplayError> {
+    let Some(state) = server.replay_state().await? else {
+        return Ok(());
+    };
+    if !state.source.is_loopback() || state.user != USER {
+        return Err(ReplayError::Refused(format!(
+            "the server follows {}: detach it before a replay",
+            state.source
+        )));
+    }
+    if state.receiver_started {
+        server.stop_receiver().await?;
+    }
+    server.stop_replication().await?;
+    server.forget_source().await?;
+    Ok(())
+}
+
+/// ▲ A replica skips in silence what bears its own id.
+async fn refuse_own_id(server: &mut Server, served_ids: &BTreeSet<u32>) -> Result<(), ReplayError> {
+    let own = own_id(server).await?;
+    if served_ids.contains(&own) {
+        return Err(ReplayError::Refused(format!(
+            "the server's id {own} is that of a server whose transactions are to be replayed, and it would skip them \
+             in silence: give it another server_id"
+        )));
+    }
+    Ok(())
+}
+
+async fn own_id(server: &mut Server) -> Result<u32, ReplayError> {
+    let text = server.query_value("SELECT @@global.server_id").await?;
+    text.and_then(|text| text.parse().ok())
+        .ok_or_else(|| ReplayError::Refused("the server does not tell its server_id".to_owned()))
+}
+
+/// An id that nobody has whose transactions are served, nor the server itself.
+async fn identity(server: &mut Server, served_ids: &BTreeSet<u32>) -> Result<Identity, ReplayError> {
+    let own = own_id(server).await?;
+    let version = server.query_value("SELECT VERSION()").await?.unwrap_or_default();
+    let mut server_id = u32::from_le_bytes(random()?).max(1);
+    while server_id == own || served_ids.contains(&server_id) {
+        server_id = server_id.checked_add(1).unwrap_or(1);
+    }
+    let uuid = u128::from_le_bytes(random()?);
+    let digits = format!("{uuid:032x}");
+    let groups = [
+        &digits[..8],
+        &digits[8..12],
+        &digits[12..16],
+        &digits[16..20],
+        &digits[20..],
+    ];
+    let server_uuid = groups
+        .join("-")
+        .parse()
+        .map_err(|error| ReplayError::Source(std::io::Error::other(error)))?;
+    Ok(Identity {
+        flavor: server.flavor(),
+        version,
+        server_id: ServerId(server_id),
+        server_uuid,
+    })
+}
+
+fn random<const N: usize>() -> Result<[u8; N], ReplayError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| ReplayError::Source(std::io::Error::other(error)))?;
+    Ok(bytes)
+}
+
+/// A password: MySQL takes up to 32 characters for replication.
+fn random_text() -> Result<String, ReplayError> {
+    Ok(format!("{:032x}", u128::from_le_bytes(random()?)))
+}
+
+/// Waits until the server has everything, or stops.
+async fn follow(
+    server: &mut Server,
+    source: &ReplicationServer,
+    reached: &Owned,
+    look: &mut impl FnMut(&Transactions),
+) -> Result<(), ReplayError> {
+    let progress = source.progress();
+    let began = Instant::now();
+    loop {
+        if has_reached(server, reached).await? {
+            return Ok(());
+        }
+        look(&server.transactions().await?);
+        if let Some(failure) = &progress.borrow().failure {
+            return Err(ReplayError::Stopped(failure.clone()));
+        }
+        let connected = progress.borrow().dumps > 0;
+        let Some(state) = server.replay_state().await? else {
+            let sentence = "somebody reset the server's replication during the replay";
+            return Err(ReplayError::Stopped(sentence.to_owned()));
+        };
+        check(&state, connected || began.elapsed() < CONNECT_LIMIT)?;
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+fn check(state: &ReplayState, may_still_connect: bool) -> Result<(), ReplayError> {
+    let stopped = |what: &str, error: &str| {
+        let error = if error.is_empty() {
+            "somebody stopped it"
+        } else {
+            error
+        };
+        Err(ReplayError::Stopped(format!(
+            "the server's {what} stopped: {error}"
+        )))
+    };
+    if !state.applier_running {
+        return stopped("applier", &state.applier_error);
+    }
+    if !state.receiver_started {
+        return stopped("receiver", &state.receiver_error);
+    }
+    if !may_still_connect {
+        return stopped("receiver cannot connect and", &state.receiver_error);
+    }
+    Ok(())
+}
+
+/// Whether the server has everything up to the end. On MariaDB where `gtid_slave_pos` stands: its binlog may be behind
+/// what it was restored with.
+async fn has_reached(server: &mut Server, reached: &Owned) -> Result<bool, ReplayError> {
+    let sql = match (server.flavor(), reached) {
+        (Flavor::Mysql, Owned::Mysql(set)) => {
+            format!("SELECT GTID_SUBSET('{set}', @@global.gtid_executed)")
+        }
+        (Flavor::Mariadb, Owned::Mariadb(_)) => "SELECT @@global.gtid_slave_pos".to_owned(),
+        _ => {
+            let sentence = "the history is of the other family than the server";
+            return Err(ReplayError::Refused(sentence.to_owned()));
+        }
+    };
+    let answer = server.query_value(&sql).await?.unwrap_or_default();
+    Ok(match reached {
+        Owned::Mysql(_) => answer == "1",
+        Owned::Mariadb(wanted) => {
+            let now: topology::gtid::GtidPosition = answer
+                .parse()
+                .map_err(|error| ReplayError::Refused(format!("gtid_slave_pos: {error}")))?;
+            wanted.iter().all(|gtid| {
+                now.get(gtid.domain)
+                    .is_some_and(|own| own.sequence >= gtid.sequence)
+            })
+        }
+    })
+}

@@ -1,0 +1,208 @@
+//! One of everything that a binlog can hold.
+
+use mysql_client::Server;
+use sandbox::server::BareServer;
+use topology::Flavor;
+
+/// Durability is not what these tests are about.
+pub(crate) const SETTINGS: &str =
+    "sync_binlog = 0\ninnodb_flush_log_at_trx_commit = 2\nsecure_file_priv = \"\"\n";
+
+/// Statements of one session after which the source is compared.
+pub(crate) struct Step {
+    pub(crate) name: &'static str,
+    pub(crate) statements: Vec<String>,
+}
+
+fn step(name: &'static str, statements: &[&str]) -> Step {
+    Step {
+        name,
+        statements: statements.iter().map(|text| (*text).to_owned()).collect(),
+    }
+}
+
+#[expect(clippy::too_many_lines, reason = "a list")]
+pub(crate) fn steps(flavor: Flavor, source: &BareServer) -> Vec<Step> {
+    let import = source.config().run_directory.join("import.txt");
+    std::fs::write(&import, "1001\tone\n1002\ttwo\n").unwrap();
+    let import = |set: &str| {
+        format!(
+            "LOAD DATA INFILE '{}' INTO TABLE app.t (id, v) {set}",
+            import.display()
+        )
+    };
+    let mut steps = vec![
+        step(
+            "definitions",
+            &[
+                "CREATE DATABASE app",
+                "CREATE TABLE app.t (id INT PRIMARY KEY AUTO_INCREMENT, v VARCHAR(200), b LONGBLOB)",
+                "CREATE TABLE app.old (id INT PRIMARY KEY, v INT) ENGINE = MyISAM",
+            ],
+        ),
+        step(
+            "rows",
+            &[
+                "INSERT INTO app.t (v) VALUES ('a'), ('b'), ('c')",
+                "UPDATE app.t SET v = CONCAT(v, v)",
+                "DELETE FROM app.t WHERE id = 2",
+            ],
+        ),
+        step(
+            "a transaction with a savepoint",
+            &[
+                "BEGIN",
+                "INSERT INTO app.t (v) VALUES ('kept')",
+                "SAVEPOINT s1",
+                "INSERT INTO app.t (v) VALUES ('gone')",
+                "ROLLBACK TO s1",
+                "COMMIT",
+            ],
+        ),
+        step(
+            "a table without transactions",
+            &["INSERT INTO app.old VALUES (1, 1), (2, 2)"],
+        ),
+        step(
+            "an altered table",
+            &["ALTER TABLE app.t ADD COLUMN n INT DEFAULT 7, ADD INDEX (v)"],
+        ),
+        step(
+            "a table from a query",
+            &["CREATE TABLE app.copy AS SELECT id, v FROM app.t"],
+        ),
+        step(
+            "a new file",
+            &[
+                "FLUSH BINARY LOGS",
+                "INSERT INTO app.t (v) VALUES ('in the next file')",
+            ],
+        ),
+        step(
+            "statements with a temporary table and variables",
+            &[
+                "SET SESSION binlog_format = 'STATEMENT'",
+                "CREATE TEMPORARY TABLE app.scratch (v VARCHAR(20))",
+                "SET @word = 'word', @number = 12",
+                "INSERT INTO app.scratch VALUES (@word), ('fixed')",
+                "INSERT INTO app.t (v, n) SELECT v, @number FROM app.scratch ORDER BY v",
+                "INSERT INTO app.t (v) VALUES (ROUND(RAND() * 1000000))",
+                "INSERT INTO app.t (v) SELECT CONCAT('again ', v) FROM app.scratch ORDER BY v",
+                "DROP TEMPORARY TABLE app.scratch",
+            ],
+        ),
+        Step {
+            name: "an import as a statement",
+            statements: vec![
+                import("SET n = 1"),
+                "SET SESSION binlog_format = 'ROW'".to_owned(),
+                "DELETE FROM app.t WHERE id IN (1001, 1002)".to_owned(),
+            ],
+        },
+        Step {
+            name: "an import as rows",
+            statements: vec![import("SET n = 2")],
+        },
+        step(
+            "a prepared transaction, with another one beside it",
+            &[
+                "XA START 'x1', 'b', 7",
+                "INSERT INTO app.t (v) VALUES ('prepared')",
+                "XA END 'x1', 'b', 7",
+                "XA PREPARE 'x1', 'b', 7",
+            ],
+        ),
+        step("its commit", &["XA COMMIT 'x1', 'b', 7"]),
+        step(
+            "a prepared transaction that is rolled back",
+            &[
+                "XA START 'x2'",
+                "INSERT INTO app.t (v) VALUES ('never')",
+                "XA END 'x2'",
+                "XA PREPARE 'x2'",
+                "XA ROLLBACK 'x2'",
+            ],
+        ),
+        step(
+            "events of more than one packet",
+            &[
+                "INSERT INTO app.t (v, b) VALUES ('large', REPEAT('x', 17000000))",
+                "UPDATE app.t SET b = REPEAT('y', 17000000) WHERE v = 'large'",
+            ],
+        ),
+    ];
+    steps.extend(match flavor {
+        Flavor::Mariadb => vec![step(
+            "compressed events",
+            &[
+                "SET GLOBAL log_bin_compress = ON",
+                "INSERT INTO app.t (v, b) VALUES ('compressed', REPEAT('z', 100000))",
+                "CREATE TABLE app.compressed (id INT PRIMARY KEY COMMENT \
+                 'a comment that is long enough to be worth compressing, compressing, compressing, compressing, \
+                 compressing, compressing, compressing, compressing, compressing, compressing, compressing')",
+                "SET GLOBAL log_bin_compress = OFF",
+            ],
+        ), step(
+            "another domain",
+            &[
+                "SET SESSION gtid_domain_id = 7",
+                "INSERT INTO app.old VALUES (3, 3)",
+                "SET SESSION gtid_domain_id = 0",
+                "INSERT INTO app.old VALUES (4, 4)",
+            ],
+        ), step("a sequence", &["CREATE SEQUENCE app.s", "INSERT INTO app.old VALUES (100 + NEXTVAL(app.s), 5)"])],
+        Flavor::Mysql => vec![
+            step(
+                "a compressed transaction",
+                &[
+                    "SET SESSION binlog_transaction_compression = ON",
+                    "INSERT INTO app.t (v, b) VALUES ('compressed', REPEAT('z', 100000))",
+                    "SET SESSION binlog_transaction_compression = OFF",
+                ],
+            ),
+            step(
+                "tagged transactions",
+                &[
+                    "SET SESSION gtid_next = 'AUTOMATIC:tagone'",
+                    "INSERT INTO app.t (v) VALUES ('tagged')",
+                    "SET SESSION gtid_next = 'AUTOMATIC'",
+                    "INSERT INTO app.t (v) VALUES ('not tagged')",
+                ],
+            ),
+            step(
+                "an empty transaction",
+                &[
+                    "SET SESSION gtid_next = '45674480-e651-11f1-b0ea-02fc00000001:9'",
+                    "COMMIT",
+                    "SET SESSION gtid_next = 'AUTOMATIC'",
+                ],
+            ),
+        ],
+    });
+    steps.push(step(
+        "the end",
+        &["DROP TABLE app.copy", "INSERT INTO app.t (v) VALUES ('last')"],
+    ));
+    steps
+}
+
+/// Of every table of the database, in order.
+pub(crate) async fn checksums(server: &mut Server) -> Vec<String> {
+    let tables = server
+        .query(
+            "SELECT TABLE_NAME FROM information_schema.TABLES \
+             WHERE TABLE_SCHEMA = 'app' AND TABLE_TYPE = 'BASE TABLE' ORDER BY TABLE_NAME",
+        )
+        .await
+        .unwrap();
+    let mut sums = Vec::new();
+    for table in tables {
+        let name = table.value(0).unwrap().to_owned();
+        let rows = server
+            .query(&format!("CHECKSUM TABLE app.`{name}`"))
+            .await
+            .unwrap();
+        sums.push(format!("{name} {}", rows[0].value(1).unwrap_or("NULL")));
+    }
+    sums
+}
