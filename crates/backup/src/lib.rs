@@ -1,8 +1,13 @@
-//! Full backups: what they are made of, how they are made, kept, checked and restored.
+//! Full backups and the binlog archive: what they are made of, how they are made, kept, checked and restored.
 
+pub mod archive;
+pub mod catalogue;
+pub mod coordinates;
+pub mod full;
 pub mod manifest;
 pub mod pack;
 pub mod replay;
 pub mod store;
+pub mod throttle;
 pub mod unpack;
 pub mod xbstream;

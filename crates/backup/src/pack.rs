@@ -106,10 +106,11 @@ where
                 }
             }
         }
-        // A worker that failed closes its channel, and that ends the distribution: the worker knows why.
-        match failure {
-            Some(failure) => Err(failure),
-            None => distributed.map(|captured| Packed {
+        // A worker that failed closes its channel, and that ends the distribution: the worker knows why. Where the
+        // stream failed, that is the reason, whatever became of the workers.
+        match (failure, &distributed) {
+            (Some(failure), Ok(_)) => Err(failure),
+            _ => distributed.map(|captured| Packed {
                 segments,
                 files: files.into_values().collect(),
                 captured,

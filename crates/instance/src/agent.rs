@@ -27,6 +27,7 @@ use crate::heartbeat;
 use crate::http;
 use crate::identity::Identity;
 use crate::initialise::{self, Initialisation};
+use crate::jobs::{Jobs, Tools};
 use crate::notes::Notes;
 use crate::report::{Reporter, Snapshot};
 use crate::server::Launcher;
@@ -76,7 +77,14 @@ pub async fn run(config: InstanceConfig, shutdown: watch::Receiver<bool>) -> any
         .await
         .with_context(|| format!("listen on agent_listen = {}", config.agent_listen))?;
     let mut around = JoinSet::new();
-    let routes = http::router(driver.clone(), reporter.clone(), &token);
+    let jobs = Jobs::open(Tools {
+        config: config.clone(),
+        binaries: binaries.clone(),
+        launcher: launcher.clone(),
+        secrets: secrets.clone(),
+        reporter: reporter.clone(),
+    })?;
+    let routes = http::router(driver.clone(), reporter.clone(), jobs.clone(), &token);
     around.spawn(async move {
         if let Err(error) = axum::serve(listener, routes).await {
             tracing::error!("the agent's HTTP ended: {error}");
@@ -100,10 +108,11 @@ pub async fn run(config: InstanceConfig, shutdown: watch::Receiver<bool>) -> any
         binaries,
         launcher,
     };
+    let stopping = shutdown.clone();
     let attempt = serve(
         starter, secrets, &monitors, contents, &publish, &reporter, events, shutdown,
     );
-    let outcome = attempt.await;
+    let (outcome, ()) = tokio::join!(attempt, end_jobs(&jobs, stopping));
     if let Err(error) = &outcome {
         publish.send_modify(|snapshot| {
             snapshot.state = ServerState::Stopped;
@@ -120,6 +129,14 @@ pub async fn run(config: InstanceConfig, shutdown: watch::Receiver<bool>) -> any
         tracing::warn!("no monitor heard that the server is stopped");
     }
     outcome
+}
+
+/// Jobs end when the agent is told to stop: before its server does, so that they end as cancelled.
+async fn end_jobs(jobs: &Jobs, mut shutdown: watch::Receiver<bool>) {
+    // A sender that is gone will never say to stop.
+    if shutdown.wait_for(|stop| *stop).await.is_ok() {
+        jobs.end_all().await;
+    }
 }
 
 const LAST_WORDS_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);

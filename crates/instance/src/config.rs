@@ -3,6 +3,8 @@
 //! The binary merges flags, environment and file into one TOML table; this module gives it its types,
 //! its defaults and its checks. A key that is not known is an error.
 
+mod backup_settings;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -11,6 +13,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use topology::{Address, Flavor, InstanceId};
+
+pub use backup_settings::{Compression, StoreOptions};
 
 /// Everything that an agent is told before it starts.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -95,6 +99,28 @@ pub struct InstanceConfig {
     /// Free space below which the server is not started, in MiB.
     #[serde(default = "disk_minimum_mebibytes")]
     pub disk_minimum_mebibytes: u64,
+    /// The URL of the store that full backups go to; none: they can only be made as files of their own.
+    #[serde(default)]
+    pub backup_store: Option<String>,
+    /// Endpoint, credentials and the like of the store.
+    #[serde(default)]
+    pub backup_store_options: StoreOptions,
+    /// Whether an empty data directory is filled from the store when the local backup directory has no backup.
+    #[serde(default)]
+    pub restore_from_store: bool,
+    /// How the segments of full backups are compressed.
+    #[serde(default)]
+    pub backup_compression: Compression,
+    /// 1 to 19 for zstd, 1 to 9 for gzip; none: the method's own default.
+    #[serde(default)]
+    pub backup_compression_level: Option<u32>,
+    /// Into how many segments a full backup is packed, each by a thread of its own; none: as many as there are
+    /// processors, at most 8.
+    #[serde(default)]
+    pub backup_threads: Option<usize>,
+    /// How many bytes a full backup writes to the store per second, at most.
+    #[serde(default)]
+    pub backup_limit_bytes_per_second: Option<u64>,
 }
 
 /// Which family of servers to run.
@@ -342,7 +368,7 @@ impl InstanceConfig {
                 ));
             }
         }
-        Ok(())
+        self.check_backup_settings()
     }
 }
 
@@ -474,6 +500,13 @@ mod tests {
             "switchover_before_stop",
             "stop_grace_seconds",
             "disk_minimum_mebibytes",
+            "backup_store",
+            "backup_store_options",
+            "restore_from_store",
+            "backup_compression",
+            "backup_compression_level",
+            "backup_threads",
+            "backup_limit_bytes_per_second",
         ] {
             assert!(
                 all.lines().any(|line| line.starts_with(&format!("{key} = "))),
@@ -494,6 +527,14 @@ mod tests {
             ("memory = \"12 apples\"", "12 apples"),
             ("memory = \"16M\"", "16M"),
             ("flavor = \"postgres\"", "postgres"),
+            ("backup_compression_level = 20", "backup_compression_level"),
+            (
+                "backup_compression = \"gzip\"\nbackup_compression_level = 10",
+                "backup_compression_level",
+            ),
+            ("backup_threads = 0", "backup_threads"),
+            ("restore_from_store = true", "backup_store"),
+            ("backup_store = \"backups\"", "backup_store"),
         ] {
             let error = with(more).unwrap_err().to_string();
             assert!(error.contains(word), "{more}: {error}");

@@ -19,10 +19,14 @@ use topology::observation::ServerState;
 use topology::{AccountNumber, Reason};
 
 use crate::driver::{Answer, Event, Refusal, Request};
+use crate::jobs::Jobs;
 use crate::report::Reporter;
 
+mod jobs;
+
 #[derive(Clone)]
-struct Agent {
+pub(crate) struct Agent {
+    jobs: Jobs,
     driver: mpsc::Sender<Event>,
     reporter: Reporter,
     /// Of the token: digests are compared, so that the time it takes tells nothing about the token.
@@ -30,8 +34,14 @@ struct Agent {
 }
 
 /// The routes.
-pub(crate) fn router(driver: mpsc::Sender<Event>, reporter: Reporter, token: &Password) -> Router {
+pub(crate) fn router(
+    driver: mpsc::Sender<Event>,
+    reporter: Reporter,
+    jobs: Jobs,
+    token: &Password,
+) -> Router {
     let agent = Agent {
+        jobs,
         driver,
         reporter,
         token_digest: Sha256::digest(token.expose().as_bytes()).into(),
@@ -52,6 +62,7 @@ pub(crate) fn router(driver: mpsc::Sender<Event>, reporter: Reporter, token: &Pa
         .route("/api/v1/events/disable", post(disable_events))
         .route("/api/v1/application/ensure", post(ensure_application))
         .route("/api/v1/shutdown", post(shutdown))
+        .merge(jobs::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(agent.clone(), authenticate))

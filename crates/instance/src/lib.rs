@@ -27,6 +27,7 @@ mod heartbeat;
 mod http;
 pub mod identity;
 pub mod initialise;
+mod jobs;
 pub mod lifecycle;
 pub mod memory;
 mod notes;

@@ -41,6 +41,9 @@ pub struct Launcher {
     pub(crate) work: Option<PathBuf>,
 }
 
+/// What the names of variables begin with that are the agent's alone: its own, and those of the backup store.
+const SECRET_PREFIXES: [&str; 4] = ["MYSQL_SERVICE_", "AWS_", "AZURE_", "GOOGLE_"];
+
 /// The environment variable that tells for which data directory a process works. Tools start others, which
 /// outlive them; by this they are found, whoever is left.
 pub(crate) const WORK_VARIABLE: &str = "MYSQL_SERVICE_WORK";
@@ -109,7 +112,8 @@ impl Launcher {
             .stdin(Stdio::null());
         // Secrets of the agent's environment are not the server's.
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("MYSQL_SERVICE_") {
+            let name_text = name.to_string_lossy();
+            if SECRET_PREFIXES.iter().any(|prefix| name_text.starts_with(prefix)) {
                 command.env_remove(name);
             }
         }
@@ -128,6 +132,33 @@ impl Launcher {
     /// # Errors
     /// When it cannot be started.
     pub async fn start(&self, program: &Path, arguments: &[OsString], log: &Path) -> anyhow::Result<Process> {
+        self.start_writing(program, arguments, None, log).await
+    }
+
+    /// Starts a process whose standard output is read here, and whose errors go to the end of `log`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(crate) async fn start_piped(
+        &self,
+        program: &Path,
+        arguments: &[OsString],
+        log: &Path,
+    ) -> anyhow::Result<(Process, io::PipeReader)> {
+        let (reader, writer) = io::pipe().context("make a pipe")?;
+        let process = self
+            .start_writing(program, arguments, Some(writer.into()), log)
+            .await?;
+        Ok((process, reader))
+    }
+
+    async fn start_writing(
+        &self,
+        program: &Path,
+        arguments: &[OsString],
+        output: Option<Stdio>,
+        log: &Path,
+    ) -> anyhow::Result<Process> {
         let open = || -> io::Result<(File, File)> {
             let file = File::options().create(true).append(true).open(log)?;
             if let Some(user) = &self.user {
@@ -135,9 +166,11 @@ impl Launcher {
             }
             Ok((file.try_clone()?, file))
         };
-        let (output, errors) = open().with_context(|| format!("open the log `{}`", log.display()))?;
+        let (to_log, errors) = open().with_context(|| format!("open the log `{}`", log.display()))?;
         let mut command = self.command(program, arguments);
-        command.stdout(output).stderr(errors);
+        command
+            .stdout(output.unwrap_or_else(|| to_log.into()))
+            .stderr(errors);
         let (reply, answer) = tokio::sync::oneshot::channel();
         parent_thread()
             .send((command, reply))
@@ -159,6 +192,8 @@ fn parent_thread() -> &'static mpsc::Sender<Request> {
         std::thread::spawn(move || {
             for (mut command, reply) in queue {
                 let process = children::spawn(&mut command).and_then(Process::of_child);
+                // It holds the writing end of a pipe, whose reader waits for the last one to be closed.
+                drop(command);
                 // Whoever asked may have been cancelled; the process is reaped all the same.
                 if let Err(Ok(process)) = reply.send(process) {
                     process.signal_quietly(Signal::KILL);

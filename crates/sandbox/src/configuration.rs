@@ -76,6 +76,11 @@ pub(crate) fn instance(
     ] {
         set(key, path(&folder.join(name))?);
     }
+    let store = layout.backup_store();
+    set(
+        "backup_store",
+        format!("file://{}", store.to_str().context("the directory is not UTF-8")?).into(),
+    );
     if let Some(template) = template {
         set("template_directory", path(template)?);
     }

@@ -218,6 +218,18 @@ impl Store {
         }
     }
 
+    /// Writes a small object over what may be there: for notes about the moment, never for anything that is kept.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn put_again(&self, name: &str, content: Bytes) -> Result<(), StoreError> {
+        let payload = PutPayload::from_bytes(content);
+        match self.objects.put(&self.path(name), payload).await {
+            Ok(_) => Ok(()),
+            Err(source) => Err(self.error("write", name, source)),
+        }
+    }
+
     /// Every object whose name begins with `folder/`, in the order of names. An empty folder name: all.
     ///
     /// # Errors

@@ -19,6 +19,17 @@ pub struct ObjectReader {
 }
 
 impl Store {
+    /// Reads a part of an object.
+    ///
+    /// # Errors
+    /// When it is not there, or shorter, or the store fails.
+    pub async fn get_range(&self, name: &str, range: std::ops::Range<u64>) -> Result<Bytes, StoreError> {
+        self.objects
+            .get_range(&self.path(name), range)
+            .await
+            .map_err(|source| self.error("read", name, source))
+    }
+
     /// Opens an object for reading. It is fetched by the runtime that this is called on.
     ///
     /// # Errors

@@ -37,7 +37,8 @@ pub enum Gtid {
 pub struct GtidEvent {
     /// The transaction.
     pub gtid: Gtid,
-    /// When it was committed at the server that wrote this file, in microseconds since 1970; on MariaDB whole seconds.
+    /// When it was committed at the server where it began, in microseconds since 1970; on MariaDB whole seconds.
+    /// Replicas keep it, so that it is the same in everybody's binlog; it need not grow along one.
     pub commit_time_microseconds: u64,
     /// Of all its events with this one, in bytes. MariaDB does not say.
     pub transaction_length: Option<u64>,
@@ -183,11 +184,13 @@ impl GtidEvent {
         let number = body.u64()?;
         // Two logical timestamps with a byte of their form before them, which only appliers need.
         body.take(17)?;
+        // With its highest bit the time at this server says that the original one follows; else they are the same.
         let immediate = body.number(7)?;
-        let original_follows = immediate >> 55 == 1;
-        if original_follows {
-            body.number(7)?;
-        }
+        let original = if immediate >> 55 == 1 {
+            body.number(7)?
+        } else {
+            immediate
+        };
         let length = body.length_encoded()?;
         Ok(Self {
             gtid: Gtid::Mysql(MysqlGtid {
@@ -195,7 +198,7 @@ impl GtidEvent {
                 tag: String::new(),
                 number,
             }),
-            commit_time_microseconds: immediate & ((1 << 55) - 1),
+            commit_time_microseconds: original,
             transaction_length: Some(length),
             standalone: false,
         })
@@ -226,9 +229,10 @@ impl GtidEvent {
                 4 | 5 => {
                     body.signed_varlen()?;
                 }
-                6 => commit_time = Some(body.varlen()?),
+                // First the time at this server, then the original one where it is another.
+                6 | 7 => commit_time = Some(body.varlen()?),
                 8 => length = Some(body.varlen()?),
-                0 | 7 | 9 | 10 | 11 => {
+                0 | 9 | 10 | 11 => {
                     body.varlen()?;
                 }
                 // The checksum or a field of a later version, which comes after all of these.

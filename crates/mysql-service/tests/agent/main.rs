@@ -10,6 +10,7 @@
 )]
 
 mod accounts;
+mod backups;
 mod fences;
 mod harness;
 mod notices;

@@ -1,0 +1,369 @@
+//! From a server's stream of bytes to segments.
+
+use std::collections::VecDeque;
+
+use mysql_client::binlog::{
+    BinlogError, BinlogScanner, Gtid, HEADER_BYTES, OpenTransaction, Part, PreviousGtids, Rotate,
+    ScannedEvent, event_type,
+};
+use sha2::{Digest as _, Sha256};
+use topology::Flavor;
+
+use super::Source;
+use super::seen::Collector;
+use super::segment::{Block, FileFormat, LARGEST_BLOCK_BYTES, ResumePoint, SEGMENT_FORMAT, Segment};
+
+/// Bytes of one transaction from which on segments are cut within it, and within one event of it if need be.
+const LARGEST_SEGMENT_BYTES: usize = 16 * 1024 * 1024;
+
+/// Fast, and within some percent of what higher levels save on binlogs.
+const COMPRESSION_LEVEL: i32 = 3;
+
+/// Puts segments of one file together. No I/O: bytes in, segments out.
+#[derive(Debug)]
+pub struct Composer {
+    source: Source,
+    flavor: Flavor,
+    file: String,
+    scanner: BinlogScanner,
+    /// Offset of the first byte of `pending`.
+    first: u64,
+    pending: VecDeque<u8>,
+    /// Re-read bytes before `first` that are in the archive already.
+    expected: Option<Resume>,
+    file_format: Option<FileFormat>,
+    previous: Option<PreviousGtids>,
+    begins_within: Option<Gtid>,
+    next_file: Option<String>,
+    collector: Collector,
+    count: u64,
+    commit_times: Option<(u64, u64)>,
+    /// The last place between two transactions, and between two events.
+    between_transactions: Option<Mark>,
+    between_events: Option<Mark>,
+}
+
+/// A place where a segment may end.
+#[derive(Debug, Clone)]
+struct Mark {
+    end: u64,
+    resume: ResumePoint,
+    within: Option<Gtid>,
+}
+
+/// A segment and its bytes.
+#[derive(Debug, Clone)]
+pub struct Cut {
+    /// What the index says.
+    pub segment: Segment,
+    /// What the object holds.
+    pub object: Vec<u8>,
+}
+
+/// Where an archiver goes on in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resume {
+    /// The server is asked to send from here on.
+    pub position: u64,
+    /// Everything before is in the archive.
+    pub archived: u64,
+    /// What the event at `position` must be, if it ends at `archived`.
+    pub crc32: Option<u32>,
+}
+
+/// Why bytes do not make a segment.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ComposeError {
+    /// They are no binlog.
+    #[error(transparent)]
+    Binlog(#[from] BinlogError),
+    /// The server's file is not the one that was archived under its name.
+    #[error("{file} at the server has other content at {position} than in the archive")]
+    OtherContent {
+        /// The file.
+        file: String,
+        /// Where.
+        position: u64,
+    },
+}
+
+impl Composer {
+    /// For a file from its first byte.
+    #[must_use]
+    pub fn new(source: Source, flavor: Flavor, file: &str) -> Self {
+        Self {
+            source,
+            flavor,
+            file: file.to_owned(),
+            scanner: BinlogScanner::new(),
+            first: 0,
+            pending: VecDeque::new(),
+            expected: None,
+            file_format: None,
+            previous: None,
+            begins_within: None,
+            next_file: None,
+            collector: Collector::default(),
+            count: 0,
+            commit_times: None,
+            between_transactions: None,
+            between_events: None,
+        }
+    }
+
+    /// For what comes after a segment.
+    #[must_use]
+    pub fn after(segment: &Segment) -> Self {
+        let point = &segment.resume;
+        let format = segment.file_format.description();
+        let mut composer = Self::new(segment.source.clone(), segment.flavor, &segment.file);
+        composer.first = segment.end;
+        composer.scanner = BinlogScanner::resume(point.position, format, point.open.clone());
+        composer.file_format = Some(segment.file_format.clone());
+        composer.begins_within.clone_from(&segment.ends_within);
+        composer.expected = Some(Resume {
+            position: point.position,
+            archived: segment.end,
+            crc32: point.crc32,
+        });
+        composer
+    }
+
+    /// From where the server must send.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.scanner.position()
+    }
+
+    /// Up to where everything was given out as segments.
+    #[must_use]
+    pub fn cut_up_to(&self) -> u64 {
+        self.first
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// What the file begins with, once that was read.
+    #[must_use]
+    pub fn file_format(&self) -> Option<&FileFormat> {
+        self.file_format.as_ref()
+    }
+
+    /// The file that follows, once the file's last event was read.
+    #[must_use]
+    pub fn next_file(&self) -> Option<&str> {
+        self.next_file.as_deref()
+    }
+
+    /// Bytes that no segment has yet.
+    #[must_use]
+    pub fn pending_bytes(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Whether something is there to be cut that ends where a transaction does.
+    #[must_use]
+    pub fn is_worth_a_cut(&self) -> bool {
+        self.between_transactions
+            .as_ref()
+            .is_some_and(|mark| mark.end > self.first)
+    }
+
+    /// Whether no more bytes should be taken before a cut.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.pending.len() >= LARGEST_SEGMENT_BYTES
+    }
+
+    /// Takes what the server sent next.
+    ///
+    /// # Errors
+    /// When it is no binlog or not the file that was archived. The composer is of no use afterwards.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), ComposeError> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let at = self.scanner.position();
+            let step = self.scanner.push(rest)?;
+            let taken = &rest[..step.consumed];
+            rest = &rest[step.consumed..];
+            let archived = usize::try_from(self.first.saturating_sub(at)).unwrap_or(usize::MAX);
+            if self.pending.is_empty() {
+                self.pending.extend(taken.get(archived..).unwrap_or_default());
+            } else {
+                self.pending.extend(taken);
+            }
+            if let Some(event) = step.event {
+                self.event(&event)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, event: &ScannedEvent) -> Result<(), ComposeError> {
+        if let Some(expected) = self.expected.take()
+            && let Some(crc32) = expected.crc32
+            && (event.end, event.crc32) != (expected.archived, crc32)
+        {
+            return Err(ComposeError::OtherContent {
+                file: self.file.clone(),
+                position: expected.position,
+            });
+        }
+        if event.end <= self.first {
+            return Ok(());
+        }
+        self.look_into(event)?;
+        if let Part::Ends(transaction) = &event.part {
+            self.collector.insert(&transaction.gtid);
+            self.count += 1;
+            let time = transaction.commit_time_microseconds;
+            let (earliest, latest) = self.commit_times.unwrap_or((time, time));
+            self.commit_times = Some((earliest.min(time), latest.max(time)));
+        }
+        let within = self.scanner.open().map(|open| open.gtid.clone());
+        let mark = Mark {
+            end: event.end,
+            resume: ResumePoint {
+                position: event.position,
+                crc32: Some(event.crc32),
+                open: self.open_before(),
+            },
+            within,
+        };
+        if mark.within.is_none() {
+            self.between_transactions = Some(mark.clone());
+        }
+        self.between_events = Some(mark);
+        Ok(())
+    }
+
+    fn open_before(&self) -> Option<OpenTransaction> {
+        self.scanner.open_before().cloned()
+    }
+
+    fn look_into(&mut self, event: &ScannedEvent) -> Result<(), BinlogError> {
+        let head = self.scanner.head();
+        match event.header.event_type {
+            event_type::FORMAT_DESCRIPTION => {
+                if let Some(format) = self.scanner.format() {
+                    self.file_format = Some(FileFormat::new(format, event.crc32));
+                }
+            }
+            event_type::PREVIOUS_GTIDS | event_type::GTID_LIST
+                if self.previous.is_none() && self.first == 0 =>
+            {
+                self.previous = PreviousGtids::parse(&event.header, head)?;
+            }
+            event_type::ROTATE => {
+                let rotate = Rotate::parse(head.get(HEADER_BYTES..).unwrap_or_default())?;
+                self.next_file = Some(rotate.file.to_owned());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The next segment, if there is anything for one: up to the end of the last transaction; of one that is too long,
+    /// what is there.
+    ///
+    /// # Errors
+    /// When compression fails.
+    pub fn cut(&mut self) -> std::io::Result<Option<Cut>> {
+        let Some(file_format) = self.file_format.clone() else {
+            return Ok(None);
+        };
+        let ahead = |mark: &&Mark| mark.end > self.first;
+        let mark = match self.between_transactions.as_ref().filter(ahead) {
+            Some(mark) => mark.clone(),
+            None if !self.is_full() => return Ok(None),
+            None => match self.between_events.as_ref().filter(ahead) {
+                Some(mark) => mark.clone(),
+                None => Mark {
+                    end: self.first + self.pending.len() as u64,
+                    resume: ResumePoint {
+                        position: self.scanner.event_position(),
+                        crc32: None,
+                        open: self.open_before(),
+                    },
+                    within: self.scanner.open().map(|open| open.gtid.clone()),
+                },
+            },
+        };
+        // What was logged before the file belongs into its first segment.
+        if self.first == 0
+            && self.previous.is_none()
+            && self.next_file.is_none()
+            && self.count == 0
+            && !self.is_full()
+        {
+            return Ok(None);
+        }
+        let length = usize::try_from(mark.end - self.first).unwrap_or(usize::MAX);
+        let rest = self.pending.split_off(length.min(self.pending.len()));
+        let mut raw = std::mem::replace(&mut self.pending, rest);
+        let (blocks, object) = compress(raw.make_contiguous())?;
+        let segment = Segment {
+            format: SEGMENT_FORMAT,
+            source: self.source.clone(),
+            flavor: self.flavor,
+            file: self.file.clone(),
+            first: self.first,
+            end: mark.end,
+            blocks,
+            file_format,
+            previous: self.previous.take().filter(|_| self.first == 0),
+            transactions: self.collector.take(self.flavor),
+            transaction_count: std::mem::take(&mut self.count),
+            commit_times: self.commit_times.take(),
+            begins_within: std::mem::replace(&mut self.begins_within, mark.within.clone()),
+            ends_within: mark.within,
+            next_file: self.next_file.clone(),
+            resume: mark.resume,
+            compacted: false,
+        };
+        self.first = mark.end;
+        Ok(Some(Cut { segment, object }))
+    }
+}
+
+/// Blocks and what they are stored as.
+pub(super) fn compress(raw: &[u8]) -> std::io::Result<(Vec<Block>, Vec<u8>)> {
+    let mut object = Vec::with_capacity(raw.len() / 2);
+    let mut blocks = Vec::new();
+    for block in raw.chunks(LARGEST_BLOCK_BYTES) {
+        let frame = compress_block(block)?;
+        blocks.push(Block {
+            length: block.len() as u64,
+            stored: frame.len() as u64,
+            sha256: sha256(block),
+        });
+        object.extend(frame);
+    }
+    Ok((blocks, object))
+}
+
+pub(super) fn compress_block(block: &[u8]) -> std::io::Result<Vec<u8>> {
+    zstd::bulk::compress(block, COMPRESSION_LEVEL)
+}
+
+/// In lower-case hexadecimal.
+pub(super) fn sha256(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    Sha256::digest(bytes)
+        .iter()
+        .fold(String::with_capacity(64), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}

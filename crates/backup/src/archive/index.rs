@@ -1,0 +1,333 @@
+//! All segments of a store.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use mysql_client::binlog::PreviousGtids;
+
+use super::segment::INDEX_FOLDER;
+use super::{SEGMENT_FORMAT, Seen, Segment, Source};
+use crate::store::{Store, StoreError};
+
+/// Index objects that are read at once.
+const READS_AT_ONCE: usize = 16;
+
+/// What the archive has, in memory. It is brought up to date by reading only what is new.
+#[derive(Debug, Clone, Default)]
+pub struct Index {
+    segments: BTreeMap<String, Segment>,
+    files: BTreeMap<Source, BTreeMap<FileKey, ArchivedFile>>,
+    /// Index objects that could not be understood, with the reason: what they speak of counts as missing.
+    damaged: BTreeMap<String, String>,
+}
+
+/// Orders the files of one source: by the number behind the last dot, so that 999999 comes before 1000000.
+type FileKey = (u64, String);
+
+/// One binlog file in the archive.
+#[derive(Debug, Clone)]
+pub struct ArchivedFile {
+    /// By their first byte, of several the longest first.
+    segments: Vec<Segment>,
+}
+
+/// The number behind the last dot of a binlog file's name; 0 where there is none.
+#[must_use]
+pub fn file_number(file: &str) -> u64 {
+    file.rsplit_once('.')
+        .and_then(|(_, number)| number.parse().ok())
+        .unwrap_or(0)
+}
+
+impl Index {
+    /// Reads the index of a store.
+    ///
+    /// # Errors
+    /// When the store fails, or a segment is of a newer format.
+    pub async fn load(store: &Store) -> Result<Self, StoreError> {
+        let mut index = Self::default();
+        index.refresh(store).await?;
+        Ok(index)
+    }
+
+    /// Reads what is new and forgets what is gone.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn refresh(&mut self, store: &Store) -> Result<(), StoreError> {
+        let listed: BTreeSet<String> = store
+            .list(INDEX_FOLDER)
+            .await?
+            .into_iter()
+            .map(|object| object.name)
+            .collect();
+        self.segments.retain(|name, _| listed.contains(name));
+        self.damaged.retain(|name, _| listed.contains(name));
+        let new: Vec<String> = listed
+            .into_iter()
+            .filter(|name| !self.segments.contains_key(name) && !self.damaged.contains_key(name))
+            .collect();
+        let read: Vec<(String, Option<bytes::Bytes>)> = stream::iter(new)
+            .map(|name| async move {
+                match store.get(&name).await {
+                    Ok(document) => Ok((name, Some(document))),
+                    // Compacted away since it was listed; what replaced it comes with the next look.
+                    Err(StoreError::NotFound { .. }) => Ok((name, None)),
+                    Err(error) => Err(error),
+                }
+            })
+            .buffer_unordered(READS_AT_ONCE)
+            .try_collect()
+            .await?;
+        for (name, document) in read {
+            let Some(document) = document else { continue };
+            match understand(&name, &document) {
+                Ok(segment) => {
+                    self.segments.insert(name, segment);
+                }
+                Err(reason) => {
+                    tracing::error!("{name} in the binlog archive cannot be used: {reason}");
+                    self.damaged.insert(name, reason);
+                }
+            }
+        }
+        self.arrange();
+        Ok(())
+    }
+
+    /// An index of these segments.
+    #[must_use]
+    pub fn of(segments: impl IntoIterator<Item = Segment>) -> Self {
+        let mut index = Self::default();
+        for segment in segments {
+            index.segments.insert(segment.index_object(), segment);
+        }
+        index.arrange();
+        index
+    }
+
+    /// Takes a segment that was just written.
+    pub fn insert(&mut self, segment: Segment) {
+        let file = self
+            .files
+            .entry(segment.source.clone())
+            .or_default()
+            .entry(key(&segment.file))
+            .or_insert(ArchivedFile { segments: Vec::new() });
+        let at = file
+            .segments
+            .partition_point(|other| order(other) < order(&segment));
+        if file
+            .segments
+            .get(at)
+            .is_none_or(|other| order(other) != order(&segment))
+        {
+            file.segments.insert(at, segment.clone());
+        }
+        self.segments.insert(segment.index_object(), segment);
+    }
+
+    /// Forgets a segment that was removed.
+    pub fn remove(&mut self, segment: &Segment) {
+        self.segments.remove(&segment.index_object());
+        if let Some(files) = self.files.get_mut(&segment.source) {
+            if let Some(file) = files.get_mut(&key(&segment.file)) {
+                file.segments.retain(|other| order(other) != order(segment));
+            }
+            files.retain(|_, file| !file.segments.is_empty());
+        }
+        self.files.retain(|_, files| !files.is_empty());
+    }
+
+    fn arrange(&mut self) {
+        self.files.clear();
+        for segment in self.segments.values() {
+            self.files
+                .entry(segment.source.clone())
+                .or_default()
+                .entry(key(&segment.file))
+                .or_insert(ArchivedFile { segments: Vec::new() })
+                .segments
+                .push(segment.clone());
+        }
+        for file in self.files.values_mut().flat_map(BTreeMap::values_mut) {
+            file.segments.sort_by_key(order);
+        }
+    }
+
+    /// Whose binlogs there are.
+    pub fn sources(&self) -> impl Iterator<Item = &Source> {
+        self.files.keys()
+    }
+
+    /// The files of a source, the oldest first.
+    pub fn files(&self, source: &Source) -> impl Iterator<Item = &ArchivedFile> {
+        self.files.get(source).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// Every file.
+    pub fn all_files(&self) -> impl Iterator<Item = &ArchivedFile> {
+        self.files.values().flat_map(BTreeMap::values)
+    }
+
+    /// One file.
+    #[must_use]
+    pub fn file(&self, source: &Source, file: &str) -> Option<&ArchivedFile> {
+        self.files.get(source)?.get(&key(file))
+    }
+
+    /// The last line of a server: its source with the most resets.
+    #[must_use]
+    pub fn last_line(&self, of: &Source) -> Option<&Source> {
+        self.files
+            .keys()
+            .filter(|source| source.lineage() == of.lineage())
+            .max_by_key(|source| source.resets())
+    }
+
+    /// Index objects that cannot be used, with the reason.
+    #[must_use]
+    pub fn damaged(&self) -> &BTreeMap<String, String> {
+        &self.damaged
+    }
+
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+}
+
+fn key(file: &str) -> FileKey {
+    (file_number(file), file.to_owned())
+}
+
+/// Of several that begin at one byte the longest first.
+fn order(segment: &Segment) -> (u64, std::cmp::Reverse<u64>) {
+    (segment.first, std::cmp::Reverse(segment.end))
+}
+
+fn understand(name: &str, document: &[u8]) -> Result<Segment, String> {
+    #[derive(serde::Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let Format { format } = serde_json::from_slice(document).map_err(|error| error.to_string())?;
+    if format > SEGMENT_FORMAT {
+        return Err(format!(
+            "it is of format {format}, which a newer version wrote; this one knows {SEGMENT_FORMAT}"
+        ));
+    }
+    let segment: Segment = serde_json::from_slice(document).map_err(|error| error.to_string())?;
+    let bytes: u64 = segment.blocks.iter().map(|block| block.length).sum();
+    if segment.first >= segment.end || segment.length() != bytes || segment.index_object() != name {
+        return Err("it contradicts itself".to_owned());
+    }
+    Ok(segment)
+}
+
+impl ArchivedFile {
+    /// A file of which there are these segments, at least one.
+    pub(super) fn of(mut segments: Vec<Segment>) -> Self {
+        segments.sort_by_key(order);
+        Self { segments }
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn source(&self) -> &Source {
+        &self.segments[0].source
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.segments[0].file
+    }
+
+    /// Everything of it, overlaps included.
+    #[must_use]
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// What it begins with.
+    #[must_use]
+    pub fn first(&self) -> &Segment {
+        &self.segments[0]
+    }
+
+    /// The fewest segments that hold its bytes from `from` on, up to the end or to the first byte that is missing.
+    #[must_use]
+    pub fn chain(&self, from: u64) -> Vec<&Segment> {
+        let mut chain: Vec<&Segment> = Vec::new();
+        let mut at = from;
+        let mut candidates = self.segments.iter().peekable();
+        let mut best: Option<&Segment> = None;
+        loop {
+            while let Some(next) = candidates.peek() {
+                if next.first > at {
+                    break;
+                }
+                if best.is_none_or(|best| next.end > best.end) {
+                    best = Some(next);
+                }
+                candidates.next();
+            }
+            match best {
+                Some(segment) if segment.end > at => {
+                    at = segment.end;
+                    chain.push(segment);
+                }
+                _ => return chain,
+            }
+        }
+    }
+
+    /// Up to which byte it is there without a hole.
+    #[must_use]
+    pub fn whole_up_to(&self) -> u64 {
+        self.chain(0).last().map_or(0, |segment| segment.end)
+    }
+
+    /// The byte after its last one, whatever is missing before.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.end).max().unwrap_or(0)
+    }
+
+    /// What was logged before it.
+    #[must_use]
+    pub fn previous(&self) -> Option<&PreviousGtids> {
+        self.segments.iter().find_map(|segment| segment.previous.as_ref())
+    }
+
+    /// The file after it, if its end is there and says so.
+    #[must_use]
+    pub fn next_file(&self) -> Option<&str> {
+        self.segments
+            .iter()
+            .find_map(|segment| segment.next_file.as_deref())
+    }
+
+    /// The transactions that end in what is there without a hole.
+    #[must_use]
+    pub fn seen(&self) -> Seen {
+        let mut chain = self.chain(0).into_iter();
+        match chain.next() {
+            None => Seen::nothing(self.segments[0].flavor),
+            Some(first) => chain.fold(first.transactions.clone(), |seen, segment| {
+                seen.join(&segment.transactions)
+            }),
+        }
+    }
+
+    /// The earliest and the latest commit time in it.
+    #[must_use]
+    pub fn commit_times(&self) -> Option<(u64, u64)> {
+        self.segments
+            .iter()
+            .filter_map(|segment| segment.commit_times)
+            .reduce(|one, two| (one.0.min(two.0), one.1.max(two.1)))
+    }
+}

@@ -1,0 +1,104 @@
+//! Binlog files of MariaDB's form, made byte by byte.
+
+use std::ops::RangeInclusive;
+
+/// An incarnation.
+pub(crate) const MARIADB_UUID: &str = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
+
+/// Seconds since 1970 of the first transaction.
+const BEGIN: u32 = 1_795_000_000;
+
+/// A file that grows.
+#[derive(Debug, Clone)]
+pub(crate) struct File {
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl File {
+    /// With what was logged before: domain, server, sequence.
+    pub(crate) fn new(before: &[(u32, u32, u64)]) -> Self {
+        let mut format = 4_u16.to_le_bytes().to_vec();
+        let mut version = b"10.11.19-MariaDB-log".to_vec();
+        version.resize(50, 0);
+        format.extend(version);
+        format.extend([0, 0, 0, 0, 19]);
+        format.extend([0; 171]);
+        format.push(1);
+        let mut file = Self {
+            bytes: vec![0xfe, b'b', b'i', b'n'],
+        };
+        file.event(15, 1, BEGIN, &format);
+        let mut list = u32::try_from(before.len()).unwrap().to_le_bytes().to_vec();
+        for (domain, server, sequence) in before {
+            list.extend(domain.to_le_bytes());
+            list.extend(server.to_le_bytes());
+            list.extend(sequence.to_le_bytes());
+        }
+        file.event(163, 1, BEGIN, &list);
+        file
+    }
+
+    /// Transactions with rows, one second apart.
+    pub(crate) fn transactions(mut self, domain: u32, server: u32, sequences: RangeInclusive<u64>) -> Self {
+        for sequence in sequences {
+            let time = self.begin(domain, server, sequence);
+            self.event(19, server, time, &body_of(30));
+            self.event(23, server, time, &body_of(60));
+            self.event(16, server, time, &sequence.to_le_bytes());
+        }
+        self
+    }
+
+    /// One transaction with an event of that length.
+    pub(crate) fn long_transaction(mut self, domain: u32, server: u32, sequence: u64, length: usize) -> Self {
+        let time = self.begin(domain, server, sequence);
+        self.event(23, server, time, &body_of(length));
+        self.event(16, server, time, &sequence.to_le_bytes());
+        self
+    }
+
+    /// The end of the file.
+    pub(crate) fn rotate(mut self, next: &str) -> Self {
+        let mut body = 4_u64.to_le_bytes().to_vec();
+        body.extend(next.as_bytes());
+        self.event(4, 1, BEGIN, &body);
+        self
+    }
+
+    fn begin(&mut self, domain: u32, server: u32, sequence: u64) -> u32 {
+        let time = BEGIN + u32::try_from(sequence).unwrap();
+        let mut body = sequence.to_le_bytes().to_vec();
+        body.extend(domain.to_le_bytes());
+        body.push(0x0c);
+        body.extend([0; 6]);
+        self.event(162, server, time, &body);
+        time
+    }
+
+    fn event(&mut self, kind: u8, server: u32, time: u32, body: &[u8]) {
+        let length = 19 + body.len() + 4;
+        let end = u32::try_from(self.bytes.len() + length).unwrap();
+        let mut event = time.to_le_bytes().to_vec();
+        event.push(kind);
+        event.extend(server.to_le_bytes());
+        event.extend(u32::try_from(length).unwrap().to_le_bytes());
+        event.extend(end.to_le_bytes());
+        event.extend([0, 0]);
+        event.extend(body);
+        event.extend(crc32fast::hash(&event).to_le_bytes());
+        self.bytes.extend(event);
+    }
+}
+
+/// Bytes that do not compress to nothing.
+fn body_of(length: usize) -> Vec<u8> {
+    let mut state = 88_172_645_463_325_252_u64;
+    (0..length)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()[0]
+        })
+        .collect()
+}

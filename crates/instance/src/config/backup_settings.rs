@@ -1,0 +1,112 @@
+//! The keys about backups.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::thread;
+
+use backup::manifest::Packing;
+use backup::store::{Store, StoreError};
+use serde::Deserialize;
+
+use super::{ConfigError, InstanceConfig};
+
+/// Options of the store, by the names that its provider's environment variables have, in lower case. They may be
+/// credentials: only their names can be printed.
+#[derive(Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(transparent)]
+pub struct StoreOptions(BTreeMap<String, String>);
+
+impl fmt::Debug for StoreOptions {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// How segments are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Fast both ways.
+    #[default]
+    Zstd,
+    /// For tools that know nothing else.
+    Gzip,
+}
+
+/// zstd's own default; with two threads it keeps up with a disk.
+const ZSTD_LEVEL: u32 = 3;
+/// gzip's own default.
+const GZIP_LEVEL: u32 = 6;
+/// More threads than this only take processors away from the server.
+const MOST_THREADS: usize = 8;
+
+impl InstanceConfig {
+    /// How segments are packed.
+    #[must_use]
+    pub fn packing(&self) -> Packing {
+        match self.backup_compression {
+            Compression::Zstd => {
+                let level = self.backup_compression_level.unwrap_or(ZSTD_LEVEL);
+                Packing::Zstd {
+                    level: level.try_into().unwrap_or(i32::MAX),
+                }
+            }
+            Compression::Gzip => Packing::Gzip {
+                level: self.backup_compression_level.unwrap_or(GZIP_LEVEL),
+            },
+        }
+    }
+
+    /// How many segments a full backup has, and how many threads work at it.
+    #[must_use]
+    pub fn backup_thread_count(&self) -> usize {
+        self.backup_threads.unwrap_or_else(|| {
+            let processors = thread::available_parallelism().map_or(1, usize::from);
+            processors.min(MOST_THREADS)
+        })
+    }
+
+    /// The store, if one is configured. No request is made yet.
+    ///
+    /// # Errors
+    /// When its URL or an option is not understood.
+    pub fn store(&self) -> Result<Option<Store>, StoreError> {
+        let options: Vec<(String, String)> = self.backup_store_options.0.clone().into_iter().collect();
+        self.backup_store
+            .as_deref()
+            .map(|url| Store::open(url, &options))
+            .transpose()
+    }
+
+    pub(super) fn check_backup_settings(&self) -> Result<(), ConfigError> {
+        let invalid = |message: String| Err(ConfigError::Invalid(message));
+        let highest = match self.backup_compression {
+            Compression::Zstd => 19,
+            Compression::Gzip => 9,
+        };
+        if let Some(level) = self.backup_compression_level
+            && !(1..=highest).contains(&level)
+        {
+            return invalid(format!(
+                "backup_compression_level = {level} must be from 1 to {highest}"
+            ));
+        }
+        if let Some(threads) = self.backup_threads
+            && !(1..=64).contains(&threads)
+        {
+            return invalid(format!("backup_threads = {threads} must be from 1 to 64"));
+        }
+        if self.backup_limit_bytes_per_second == Some(0) {
+            return invalid("backup_limit_bytes_per_second must not be 0".to_owned());
+        }
+        if self.restore_from_store && self.backup_store.is_none() {
+            return invalid("restore_from_store needs backup_store".to_owned());
+        }
+        match self.backup_store.as_deref() {
+            Some(url) if !url.contains("://") => invalid(format!(
+                "backup_store `{url}` is not a URL such as file:///var/lib/backups or s3://bucket/prefix"
+            )),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! A full backup of this instance's server into the store.
+
+use std::io::{BufReader, PipeReader};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use api::job::Archive;
+use backup::coordinates::{self, Coordinates};
+use backup::full::{Begun, FullError, NOTE_PERIOD, PackingPlan, Stored};
+use backup::manifest::{BackupPosition, MANIFEST_FORMAT, Manifest, Source, Tool as ManifestTool};
+use backup::store::Store;
+use backup::throttle::{Rate, Stop};
+use backup::xbstream::Reader;
+use jiff::Timestamp;
+use mysql_client::{Endpoint, Server};
+use serde_json::json;
+use topology::gtid::{BinlogState, GtidPosition, MariadbHistory, Transactions};
+use topology::observation::ServerState;
+use topology::{ClusterId, Flavor};
+
+use super::mariadb_backup::Tool;
+use super::progress::Cancellable;
+use super::{Job, JobError, Outcome, Tools};
+use crate::identity::Identity;
+
+/// Statements of a backup are short; a server that needs longer is stuck.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Threads with which the tool reads the data: with two the disk is busy while one of them waits.
+const READERS: usize = 2;
+
+pub(super) async fn full_backup(
+    tools: &Arc<Tools>,
+    job: &Arc<Job>,
+    archive: Archive,
+    limit_bytes_per_second: Option<u64>,
+) -> Result<Outcome, JobError> {
+    let ready = Ready::check(tools)?;
+    if archive != Archive::Xbstream {
+        return Err(JobError::Refused(
+            "backups as one tar.gz are not something that this version can do yet".to_owned(),
+        ));
+    }
+    if tools.binaries.flavor == Flavor::Mysql {
+        return Err(JobError::Refused(
+            "full backups of MySQL servers are not something that this version can do yet".to_owned(),
+        ));
+    }
+    let tool = Tool::find(tools).await?;
+    let begun = Begun::begin(
+        &ready.store,
+        &ready.cluster,
+        &tools.config.id,
+        job.id().as_str(),
+        Timestamp::now(),
+    )
+    .await?;
+    let plan = PackingPlan {
+        segments: tools.config.backup_thread_count(),
+        packing: tools.config.packing(),
+        // A failing stream stops the writers too, and that must not look like a cancelled job.
+        rate: Rate::new(
+            limit_bytes_per_second.or(tools.config.backup_limit_bytes_per_second),
+            &Stop::default(),
+        ),
+    };
+    let made = tokio::select! {
+        made = make(tools, job, &ready, &begun, &tool, &plan) => made,
+        never = keep_noting(&begun) => match never {},
+    };
+    match made {
+        Ok(manifest) => Ok(outcome(&manifest)),
+        Err(error) => {
+            if let Err(left) = begun.abandon().await {
+                job.warn(format!(
+                    "what the backup left in the store stays until a prune: {left}"
+                ));
+            }
+            Err(error)
+        }
+    }
+}
+
+/// What must be there before anything is begun.
+struct Ready {
+    store: Store,
+    cluster: ClusterId,
+    identity: Identity,
+}
+
+impl Ready {
+    fn check(tools: &Tools) -> Result<Self, JobError> {
+        let refuse = |reason: &str| JobError::Refused(reason.to_owned());
+        let snapshot = tools.reporter.snapshot.borrow().clone();
+        if snapshot.state != ServerState::Running {
+            return Err(refuse(
+                "the server is not running; a full backup is made of a running server",
+            ));
+        }
+        let store = tools
+            .config
+            .store()
+            .map_err(|error| JobError::Refused(error.to_string()))?
+            .ok_or_else(|| refuse("no backup_store is configured at this instance; see etc/instance.toml"))?;
+        let identity = snapshot
+            .identity
+            .ok_or_else(|| refuse("the data has no identity yet; ask again when the server runs"))?;
+        let cluster = identity.cluster.clone().ok_or_else(|| {
+            refuse(
+                "no monitor was heard yet, so it is not known to which cluster the data belongs; start the monitor, \
+                 or correct `monitor` in the instance's configuration",
+            )
+        })?;
+        Ok(Self {
+            store,
+            cluster,
+            identity,
+        })
+    }
+}
+
+async fn make(
+    tools: &Arc<Tools>,
+    job: &Arc<Job>,
+    ready: &Ready,
+    begun: &Begun,
+    tool: &Tool,
+    plan: &PackingPlan,
+) -> Result<Manifest, JobError> {
+    let started = Timestamp::now();
+    let mut server = connect(tools).await?;
+    let before = binlog_state(&mut server).await?;
+    let log = log_file(tools, begun);
+    let total = data_bytes(&tools.config.data_directory).await;
+    job.step("copying", total);
+    let mut streaming = tool.backup(tools, READERS, &log).await?;
+    let output = streaming.output().context("take the stream of mariadb-backup")?;
+    let packing = pack(job, begun, plan, output);
+    tokio::pin!(packing);
+    let packed = tokio::select! {
+        packed = &mut packing => packed,
+        () = job.until_cancelled() => {
+            // Its stream ends with the tool, and so does whoever reads it.
+            streaming.kill();
+            plan.rate.stop().stop();
+            packing.await
+        }
+    };
+    let stored = match packed {
+        Ok(stored) => stored,
+        // A tool that failed cuts its stream off: it knows why.
+        Err(error) => {
+            streaming.kill();
+            return match streaming.exited() {
+                Some(crate::server::Exit::Signal(9)) | None => Err(error),
+                Some(_) => Err(streaming.succeeded().await.err().map_or(error, JobError::Failed)),
+            };
+        }
+    };
+    streaming.succeeded().await?;
+    job.step("completing", None);
+    let after = binlog_state(&mut server).await?;
+    let manifest = Manifest {
+        format: MANIFEST_FORMAT,
+        id: begun.id().clone(),
+        cluster: ready.cluster.clone(),
+        source: Source {
+            instance: tools.config.id.clone(),
+            incarnation: ready.identity.incarnation.clone(),
+            server_id: ready.identity.server_id,
+            server_uuid: None,
+            flavor: Flavor::Mariadb,
+            version: server.version(),
+        },
+        started,
+        ended: Timestamp::now(),
+        position: position(&stored, &before, &after)?,
+        tool: ManifestTool {
+            name: "mariadb-backup".to_owned(),
+            version: tool.version.clone(),
+            options: Tool::options(READERS),
+        },
+        packing: plan.packing,
+        segments: stored.segments,
+        files: stored.files,
+    };
+    begun.finish(&manifest).await?;
+    Ok(manifest)
+}
+
+async fn connect(tools: &Tools) -> anyhow::Result<Server> {
+    let endpoint = Endpoint::Socket(tools.config.socket());
+    let login = tools.secrets.root()?;
+    Server::connect(&endpoint, &login, DEADLINE)
+        .await
+        .context("log in to the server as root")
+}
+
+async fn pack(
+    job: &Arc<Job>,
+    begun: &Begun,
+    plan: &PackingPlan,
+    output: PipeReader,
+) -> Result<Stored, JobError> {
+    let uploads = begun.open(plan).await.map_err(FullError::from)?;
+    let (plan, job) = (plan.clone(), Arc::clone(job));
+    let packed = tokio::task::spawn_blocking(move || {
+        let input = BufReader::with_capacity(1 << 20, Cancellable::new(output, &job));
+        Begun::pack(
+            Reader::new(input),
+            uploads,
+            &plan,
+            &coordinates::FILE_NAMES,
+            |bytes| {
+                job.done(bytes);
+            },
+        )
+    });
+    Ok(packed.await.context("pack the stream")??)
+}
+
+/// What the copy has. The tool tells the position; which servers' transactions lie before it, the server tells.
+fn position(stored: &Stored, before: &BinlogState, after: &BinlogState) -> anyhow::Result<BackupPosition> {
+    let text = coordinates::FILE_NAMES
+        .iter()
+        .find_map(|name| stored.captured.get(*name))
+        .ok_or_else(|| {
+            anyhow!(
+                "the stream has no {}: is the binlog of the server on?",
+                coordinates::FILE_NAME
+            )
+        })?;
+    let coordinates = Coordinates::parse(&String::from_utf8_lossy(text))?;
+    let position: GtidPosition = coordinates
+        .gtid
+        .parse()
+        .context("read the position of the backup")?;
+    let state = coordinates::state_at(&position, before, after).map_err(|gtid| {
+        anyhow!(
+            "the master changed while the backup was made ({gtid} came behind its end), so it cannot be told exactly \
+             what the copy has; make it again"
+        )
+    })?;
+    Ok(BackupPosition {
+        binlog_file: coordinates.file,
+        binlog_offset: coordinates.offset,
+        gtid: coordinates.gtid,
+        transactions: Transactions::Mariadb(MariadbHistory::seen(state, &position)),
+    })
+}
+
+async fn binlog_state(server: &mut Server) -> anyhow::Result<BinlogState> {
+    match server.transactions().await.context("ask what the server has")? {
+        Transactions::Mariadb(history) => Ok(history.state),
+        Transactions::Mysql(_) => Err(anyhow!("the server is not MariaDB")),
+    }
+}
+
+fn log_file(tools: &Tools, begun: &Begun) -> PathBuf {
+    tools
+        .config
+        .backup_log_directory
+        .join(format!("{}.log", begun.id()))
+}
+
+/// How much there is to copy, for the progress alone.
+async fn data_bytes(directory: &Path) -> Option<u64> {
+    fn below(directory: &Path) -> std::io::Result<u64> {
+        let mut total = 0;
+        for entry in std::fs::read_dir(directory)? {
+            let entry = entry?;
+            let found = entry.metadata()?;
+            total += if found.is_dir() {
+                below(&entry.path())?
+            } else {
+                found.len()
+            };
+        }
+        Ok(total)
+    }
+    let directory = directory.to_path_buf();
+    let counted = tokio::task::spawn_blocking(move || below(&directory)).await;
+    // A table that is dropped while it is counted only costs the estimate.
+    counted.ok()?.ok()
+}
+
+/// Says again and again that the backup is being made.
+async fn keep_noting(begun: &Begun) -> std::convert::Infallible {
+    loop {
+        tokio::time::sleep(NOTE_PERIOD).await;
+        if let Err(error) = begun.note(Timestamp::now()).await {
+            tracing::warn!("cannot note in the store that a backup is being made: {error}");
+        }
+    }
+}
+
+fn outcome(manifest: &Manifest) -> Outcome {
+    let stored: u64 = manifest.segments.iter().map(|segment| segment.length).sum();
+    let copied: u64 = manifest.files.iter().map(|file| file.length).sum();
+    let seconds = manifest.ended.duration_since(manifest.started).as_secs_f64();
+    Outcome {
+        sentence: format!(
+            "the backup {} is complete: {} files of {} MiB, stored as {} MiB, up to {}",
+            manifest.id,
+            manifest.files.len(),
+            copied >> 20,
+            stored >> 20,
+            if manifest.position.gtid.is_empty() {
+                "no transaction"
+            } else {
+                &manifest.position.gtid
+            },
+        ),
+        result: Some(json!({
+            "backup": manifest.id,
+            "files": manifest.files.len(),
+            "copied_bytes": copied,
+            "stored_bytes": stored,
+            "seconds": seconds,
+            "gtid": manifest.position.gtid,
+        })),
+    }
+}

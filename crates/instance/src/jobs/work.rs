@@ -1,0 +1,21 @@
+//! From the kind of work to the code that does it.
+
+use std::sync::Arc;
+
+use api::job::Work;
+
+use super::full_backup::full_backup;
+use super::{Job, JobError, Outcome, Tools, name};
+
+pub(super) async fn carry_out(tools: &Arc<Tools>, job: &Arc<Job>) -> Result<Outcome, JobError> {
+    match job.work().clone() {
+        Work::FullBackup {
+            archive,
+            limit_bytes_per_second,
+        } => full_backup(tools, job, archive, limit_bytes_per_second).await,
+        other => Err(JobError::Refused(format!(
+            "{} is not something that this version can do yet",
+            name(&other)
+        ))),
+    }
+}
