@@ -18,6 +18,7 @@ mod gate;
 mod observe;
 pub mod replay;
 mod replication;
+pub mod replication_client;
 pub mod replication_server;
 mod semi_sync;
 mod server;
