@@ -35,6 +35,9 @@ pub struct InstanceReport {
     pub flavor: Flavor,
     /// The server binary's version.
     pub version: Option<Version>,
+    /// What the data was upgraded from, for a minute after that has ended.
+    #[serde(default)]
+    pub upgraded_from: Option<Version>,
     /// The server id of this incarnation.
     pub server_id: Option<ServerId>,
     /// What the server process is doing.

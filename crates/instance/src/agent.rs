@@ -28,17 +28,26 @@ use crate::http;
 use crate::identity::Identity;
 use crate::initialise::{self, Initialisation};
 use crate::jobs::{Jobs, Tools};
+use crate::last_words;
 use crate::notes::Notes;
 use crate::report::{Reporter, Snapshot};
 use crate::server::Launcher;
 use crate::start::Starter;
+use crate::upgrade;
 use crate::user;
+
+/// Configurations that were read again while the agent runs.
+pub type Reloads = mpsc::UnboundedReceiver<InstanceConfig>;
 
 /// Runs an agent until `shutdown` turns true and its server is stopped.
 ///
 /// # Errors
 /// When the server cannot be started; what to do is said.
-pub async fn run(config: InstanceConfig, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+pub async fn run(
+    config: InstanceConfig,
+    shutdown: watch::Receiver<bool>,
+    reloads: Reloads,
+) -> anyhow::Result<()> {
     let (secrets, warnings) = SecretFile::load(config.secret_file.as_deref())?;
     for warning in warnings {
         tracing::warn!("{warning}");
@@ -64,6 +73,7 @@ pub async fn run(config: InstanceConfig, shutdown: watch::Receiver<bool>) -> any
     let (publish, snapshot) = watch::channel(Snapshot {
         identity: contents.identity.clone(),
         version: Some(binaries.version),
+        upgraded_from: None,
         state: ServerState::Starting,
         detail: String::new(),
         server_pid: None,
@@ -93,7 +103,7 @@ pub async fn run(config: InstanceConfig, shutdown: watch::Receiver<bool>) -> any
     for monitor in &monitors {
         around.spawn(heartbeat::beat(monitor.clone(), reporter.clone(), driver.clone()));
     }
-    drop(driver);
+    around.spawn(take_reloads(reloads, driver));
     let manager = ServiceManager::of_environment();
     let announcement = announce(manager.clone(), publish.subscribe(), shutdown.clone());
     around.spawn(announcement);
@@ -103,6 +113,7 @@ pub async fn run(config: InstanceConfig, shutdown: watch::Receiver<bool>) -> any
         }
     });
 
+    let run_directory = config.run_directory.clone();
     let starter = Starter {
         config,
         binaries,
@@ -112,8 +123,11 @@ pub async fn run(config: InstanceConfig, shutdown: watch::Receiver<bool>) -> any
     let attempt = serve(
         starter, secrets, &monitors, contents, &publish, &reporter, events, shutdown,
     );
-    let (outcome, ()) = tokio::join!(attempt, end_jobs(&jobs, stopping));
+    around.spawn(end_jobs(jobs.clone(), stopping));
+    let outcome = attempt.await;
+    jobs.end_all().await;
     if let Err(error) = &outcome {
+        last_words::leave(&run_directory, Some(&format!("{error:#}")));
         publish.send_modify(|snapshot| {
             snapshot.state = ServerState::Stopped;
             snapshot.detail = format!("{error:#}");
@@ -131,8 +145,24 @@ pub async fn run(config: InstanceConfig, shutdown: watch::Receiver<bool>) -> any
     outcome
 }
 
+/// Hands what was read again to the driver, with the secrets that go with it.
+async fn take_reloads(mut reloads: Reloads, driver: mpsc::Sender<Event>) {
+    while let Some(config) = reloads.recv().await {
+        match SecretFile::load(config.secret_file.as_deref()) {
+            Ok((secrets, warnings)) => {
+                for warning in warnings {
+                    tracing::warn!("{warning}");
+                }
+                // A driver that has ended needs nothing any more.
+                drop(driver.send(Event::Reloaded(Box::new((config, secrets)))).await);
+            }
+            Err(error) => tracing::error!("nothing is taken over: {error}"),
+        }
+    }
+}
+
 /// Jobs end when the agent is told to stop: before its server does, so that they end as cancelled.
-async fn end_jobs(jobs: &Jobs, mut shutdown: watch::Receiver<bool>) {
+async fn end_jobs(jobs: Jobs, mut shutdown: watch::Receiver<bool>) {
     // A sender that is gone will never say to stop.
     if shutdown.wait_for(|stop| *stop).await.is_ok() {
         jobs.end_all().await;
@@ -156,7 +186,7 @@ async fn serve(
     events: mpsc::Receiver<Event>,
     mut shutdown: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let Some(identity) = unless_stopped(
+    let Some(mut identity) = unless_stopped(
         &mut shutdown,
         bring_about(&starter, &secrets, monitors, &contents, publish, reporter),
     )
@@ -168,6 +198,18 @@ async fn serve(
     };
     let notes = Notes::load(&starter.config.run_directory, &identity.incarnation)?;
     let adopted = starter.adopt(&notes).await?;
+    if adopted.is_none() {
+        let say = |detail| publish.send_modify(|snapshot| snapshot.detail = detail);
+        let upgrade = upgrade::before_start(&starter, &secrets, &mut identity, say);
+        if unless_stopped(&mut shutdown, upgrade)
+            .await
+            .transpose()?
+            .is_none()
+        {
+            tracing::warn!("stopped in an upgrade, which the next start begins again");
+            return Ok(());
+        }
+    }
     let driver = Driver::new(Parts {
         starter,
         secrets,

@@ -148,6 +148,21 @@ impl Binaries {
         }))
     }
 
+    /// The same binaries as they are now: a package may have been upgraded below a running agent.
+    ///
+    /// # Errors
+    /// As [`Binaries::find`].
+    pub fn look_again(&self) -> Result<Self, BinariesError> {
+        let (flavor, version) = identify(&self.server)?;
+        Self::complete(&self.server, flavor, version, &Places::from_environment())
+    }
+
+    /// A tool of this installation by any of its names: beside the server, else on the PATH.
+    #[must_use]
+    pub fn tool(&self, names: &[&str]) -> Option<PathBuf> {
+        tool(&self.server, &Places::from_environment(), names)
+    }
+
     fn complete(
         server: &Path,
         flavor: Flavor,
@@ -281,6 +296,10 @@ fn base_directory(server: &Path) -> Option<PathBuf> {
 }
 
 fn install_tool(server: &Path, places: &Places) -> Option<PathBuf> {
+    tool(server, places, &["mariadb-install-db", "mysql_install_db"])
+}
+
+fn tool(server: &Path, places: &Places, names: &[&str]) -> Option<PathBuf> {
     let beside = server.parent()?;
     let mut folders = vec![beside.to_path_buf()];
     if let Some(above) = beside.parent() {
@@ -289,7 +308,7 @@ fn install_tool(server: &Path, places: &Places) -> Option<PathBuf> {
     folders.extend(places.path.iter().cloned());
     folders
         .iter()
-        .flat_map(|folder| ["mariadb-install-db", "mysql_install_db"].map(|name| folder.join(name)))
+        .flat_map(|folder| names.iter().map(move |name| folder.join(name)))
         .find(|path| path.is_file())
 }
 

@@ -13,7 +13,7 @@ use std::io;
 use std::path::Path;
 
 use anyhow::Context as _;
-use topology::{Flavor, Incarnation, InstanceId, Version};
+use topology::{Flavor, Incarnation, InstanceId};
 
 use crate::config::InstanceConfig;
 use crate::identity::{self, Identity, IdentityError};
@@ -175,52 +175,6 @@ fn foreign(contents: &Contents) -> Start {
     ))
 }
 
-/// Why files are not opened by these binaries.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum VersionRefusal {
-    /// Files of the other flavor.
-    #[error(
-        "the data is of {data} and the server is {server}; set `flavor` and `binaries` to a {data} server"
-    )]
-    Flavor {
-        /// Of the files.
-        data: Flavor,
-        /// Of the binaries.
-        server: Flavor,
-    },
-    /// An older server would damage the files or refuse them.
-    #[error(
-        "the data was opened by version {data}, and the server is {server}: going back is not possible; install {data} or newer, or restore a backup into an empty directory"
-    )]
-    Downgrade {
-        /// The newest that opened the files.
-        data: Version,
-        /// Of the binaries.
-        server: Version,
-    },
-}
-
-/// Whether these binaries may open the files, and whether that is an upgrade.
-///
-/// # Errors
-/// When they are of the other flavor or of an older series; within a series (10.11.x) going back is fine.
-pub fn may_open(identity: &Identity, flavor: Flavor, version: Version) -> Result<bool, VersionRefusal> {
-    if identity.flavor != flavor {
-        return Err(VersionRefusal::Flavor {
-            data: identity.flavor,
-            server: flavor,
-        });
-    }
-    let series = |version: Version| (version.major, version.minor);
-    if series(version) < series(identity.version) {
-        return Err(VersionRefusal::Downgrade {
-            data: identity.version,
-            server: version,
-        });
-    }
-    Ok(version > identity.version)
-}
-
 impl Contents {
     /// Reads what is on disk. Directories that are not there yet are empty.
     ///
@@ -321,6 +275,7 @@ fn backups(directory: &Path) -> anyhow::Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use topology::Version;
 
     const VERSION: Version = Version {
         major: 10,
@@ -452,26 +407,5 @@ mod tests {
         fs::write(config.data_directory.join(INITIALISING_MARKER), "").unwrap();
         let contents = Contents::read(&config).unwrap();
         assert!(contents.initialising && !contents.restoring);
-    }
-
-    #[test]
-    fn going_back_a_series_is_refused() {
-        let identity = identity();
-        let version = |minor, patch| Version {
-            major: 10,
-            minor,
-            patch,
-        };
-        assert_eq!(may_open(&identity, Flavor::Mariadb, version(11, 19)), Ok(false));
-        assert_eq!(may_open(&identity, Flavor::Mariadb, version(11, 20)), Ok(true));
-        assert_eq!(may_open(&identity, Flavor::Mariadb, version(11, 18)), Ok(false));
-        assert!(matches!(
-            may_open(&identity, Flavor::Mariadb, version(6, 30)),
-            Err(VersionRefusal::Downgrade { .. })
-        ));
-        assert!(matches!(
-            may_open(&identity, Flavor::Mysql, version(11, 19)),
-            Err(VersionRefusal::Flavor { .. })
-        ));
     }
 }

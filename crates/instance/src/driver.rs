@@ -6,6 +6,7 @@
 
 mod hearing;
 mod jobs;
+mod starting;
 
 use std::time::Duration;
 
@@ -15,17 +16,19 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use mysql_client::credentials::SecretFile;
-use mysql_client::{Endpoint, Error};
+use rustix::process::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
-use topology::AccountNumber;
 use topology::observation::ServerState;
+use topology::{AccountNumber, Version};
 
 use self::jobs::{Done, administer, answer, ask_for_switchover};
+use crate::config::InstanceConfig;
 use crate::fence::{Closed, Verdict};
 use crate::identity::Identity;
 use crate::lifecycle::{self, Decision, Restarts, Wish};
-use crate::notes::{Notes, ServerProcess};
+use crate::misfit::SecretsMisfit;
+use crate::notes::Notes;
 use crate::report::Snapshot;
 use crate::server::{self, Exit, Process, RESTART_ME};
 use crate::sessions::RootSessions;
@@ -37,6 +40,8 @@ use crate::stop::{self, Known};
 pub(crate) enum Event {
     /// A monitor answered a report.
     Heard(Box<HeartbeatReply>),
+    /// The configuration and the secrets were read again.
+    Reloaded(Box<(InstanceConfig, SecretFile)>),
     /// Somebody asks for something.
     Asked {
         request: Request,
@@ -119,11 +124,19 @@ pub(crate) struct Driver {
     leaving: Option<Instant>,
     shutting_down: bool,
     log_offset: u64,
+    /// What the data was upgraded from, and when that had ended.
+    upgraded: Option<(Version, Instant)>,
+    /// Whether no server of this agent has answered yet.
+    first_start: bool,
+    /// Root could not log in to the first server that this agent started.
+    misfit: Option<SecretsMisfit>,
 }
 
 /// How long a switchover may take that was asked for before a stop: its own limits add up to less.
 const SWITCHOVER_LIMIT: Duration = Duration::from_secs(20);
 const BEAT: Duration = Duration::from_secs(1);
+/// How long an upgrade that has ended is told: every monitor hears it, one that is being upgraded itself, too.
+const TOLD_FOR: Duration = Duration::from_mins(1);
 /// The socket of a starting server is tried so often.
 const READY_POLL: Duration = Duration::from_millis(20);
 /// How long a request of the agent's own waits for a monitor.
@@ -162,6 +175,9 @@ impl Driver {
             leaving: None,
             shutting_down: false,
             log_offset: 0,
+            upgraded: None,
+            first_start: true,
+            misfit: None,
         }
     }
 
@@ -183,6 +199,9 @@ impl Driver {
         loop {
             if self.shutting_down && matches!(self.phase, Phase::Stopped) {
                 return Ok(());
+            }
+            if let Some(misfit) = self.misfit.take() {
+                return Err(self.give_up(misfit).await);
             }
             // While it is being stopped, the stop itself tells how it ended.
             let process = match &self.phase {
@@ -247,7 +266,8 @@ impl Driver {
             .join("; ");
         let snapshot = Snapshot {
             identity: Some(self.identity.clone()),
-            version: Some(self.identity.version),
+            version: Some(self.starter.binaries.version),
+            upgraded_from: self.upgraded.map(|(from, _)| from),
             state: self.state,
             detail,
             server_pid: self.process().map(Process::pid),
@@ -273,105 +293,6 @@ impl Driver {
                 "the cluster knows another data directory under this name; this one has no role".to_owned(),
             ),
             _ => None,
-        }
-    }
-
-    // ---- Starting
-
-    async fn start(&mut self) -> anyhow::Result<()> {
-        self.log_offset = server::log_length(&self.starter.config.error_log());
-        let process = self.starter.start(&self.identity).await?;
-        self.begin(process, false);
-        Ok(())
-    }
-
-    async fn start_again(&mut self) {
-        if let Err(error) = self.start().await {
-            let pause = self.restarts.pause_after(Exit::Unknown, Duration::ZERO);
-            tracing::error!(
-                "the server cannot be started: {error:#}; again in {} s",
-                pause.as_secs()
-            );
-            self.phase = Phase::Crashed {
-                again: Instant::now() + pause,
-            };
-            self.publish(ServerState::Crashed, format!("it cannot be started: {error:#}"));
-        }
-    }
-
-    fn begin(&mut self, process: Process, adopted: bool) {
-        self.notes.server = ServerProcess::of(process.pid());
-        self.save_notes();
-        self.jobs
-            .push(Box::pin(answer(self.endpoint(), self.secrets.clone())));
-        self.phase = Phase::Starting { process, adopted };
-        self.publish(ServerState::Starting, "");
-    }
-
-    fn endpoint(&self) -> Endpoint {
-        Endpoint::Socket(self.starter.config.socket())
-    }
-
-    fn save_notes(&self) {
-        if let Err(error) = self.notes.save(&self.starter.config.run_directory) {
-            // The server goes on; a next agent would know less.
-            tracing::error!("{error:#}");
-        }
-    }
-
-    fn on_answered(&mut self, outcome: Result<RootSessions, Error>) {
-        let Phase::Starting { process, adopted } = std::mem::replace(&mut self.phase, Phase::Stopped) else {
-            return;
-        };
-        let (sessions, detail) = match outcome {
-            Ok(sessions) => (Some(sessions), String::new()),
-            Err(error) => (
-                None,
-                format!(
-                    "root_passwd of the secrets does not fit the data: {error}. Put the password back with which \
-                     the data was made"
-                ),
-            ),
-        };
-        // Tried again and again while the server runs: told when it changes.
-        let tried_again = adopted && self.state == ServerState::Running;
-        if !detail.is_empty() && (!tried_again || detail != self.detail) {
-            tracing::error!("{detail}");
-        }
-        let version = self.starter.binaries.version;
-        if tried_again {
-            if sessions.is_some() {
-                tracing::info!("root can log in again");
-            }
-        } else if adopted {
-            tracing::info!(pid = process.pid(), "adopted the running server");
-        } else {
-            tracing::info!(
-                pid = process.pid(),
-                "the server is ready after {:.1} s: {} {version} at {}, read-only until the monitor decides",
-                process.running_for().as_secs_f64(),
-                self.identity.flavor,
-                self.starter.config.address,
-            );
-        }
-        if !adopted && version > self.identity.version {
-            self.remember_version();
-        }
-        // What it said until now was about its start.
-        self.log_offset = server::log_length(&self.starter.config.error_log());
-        self.phase = Phase::Running { process, sessions };
-        self.publish(ServerState::Running, detail);
-    }
-
-    fn remember_version(&mut self) {
-        tracing::info!(
-            "the data was opened by {}; it is now of {}",
-            self.identity.version,
-            self.starter.binaries.version
-        );
-        self.identity.version = self.starter.binaries.version;
-        if let Err(error) = self.identity.save(&self.starter.config.data_directory) {
-            tracing::error!("{error:#}");
         }
     }
 
@@ -492,6 +413,10 @@ impl Driver {
     // ---- What is heard
 
     fn on_beat(&mut self) {
+        if self.upgraded.is_some_and(|(_, ended)| ended.elapsed() > TOLD_FOR) {
+            self.upgraded = None;
+            self.refresh();
+        }
         if self.leaving.is_some_and(|deadline| Instant::now() >= deadline) {
             tracing::warn!("the switchover did not happen in time; stopping the master without it");
             self.stop();
@@ -531,6 +456,11 @@ impl Driver {
     fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
         match event {
             Event::Heard(reply) => self.on_heard(&reply),
+            Event::Reloaded(new) => {
+                let (config, secrets) = *new;
+                self.on_reloaded(&config, secrets);
+                Ok(())
+            }
             Event::Asked { request, reply } => {
                 self.on_asked(request, reply);
                 Ok(())
@@ -614,10 +544,7 @@ impl Driver {
             }
             Done::Stuck(reason) => {
                 tracing::error!("{reason}: killing the server, which recovers as from a crash");
-                if let Some(Err(error)) = self
-                    .process()
-                    .map(|process| process.signal(rustix::process::Signal::KILL))
-                {
+                if let Some(Err(error)) = self.process().map(|process| process.signal(Signal::KILL)) {
                     tracing::error!("the server cannot be killed: {error}");
                 }
             }

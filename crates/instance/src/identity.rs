@@ -38,8 +38,11 @@ pub struct Identity {
     pub instance: InstanceId,
     /// The flavor of the files.
     pub flavor: Flavor,
-    /// The newest server that opened the files.
+    /// The newest server that opened the files: written before it does.
     pub version: Version,
+    /// Whose tables they were when an upgrade to `version` began, until it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrading_from: Option<Version>,
     /// When it was made: RFC 3339, UTC; for people.
     pub created: String,
 }
@@ -87,6 +90,7 @@ impl Identity {
             instance,
             flavor,
             version,
+            upgrading_from: None,
             created: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         })
     }

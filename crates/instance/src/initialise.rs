@@ -19,7 +19,7 @@ use anyhow::{Context as _, anyhow, bail, ensure};
 use mysql_client::credentials::{Login, Password, SecretFile};
 use mysql_client::{Binlog, Endpoint, Server};
 use rustix::process::Signal;
-use topology::Flavor;
+use topology::{Flavor, Version};
 
 use crate::binaries::Binaries;
 use crate::config::InstanceConfig;
@@ -88,13 +88,13 @@ pub fn grants_of_dba(flavor: Flavor) -> Vec<(&'static str, &'static str)> {
 pub async fn initialise(request: &Initialisation<'_>) -> anyhow::Result<Identity> {
     let config = request.config;
     let binaries = request.binaries;
-    let identity = Identity::new(config.id.clone(), binaries.flavor, binaries.version)?;
+    let mut identity = Identity::new(config.id.clone(), binaries.flavor, binaries.version)?;
     prepare_directories(config, request.launcher)?;
     begin(config, request.launcher)?;
     clear(&config.data_directory).await?;
     if let Some(template) = &config.template_directory {
         tracing::info!(template = %template.display(), "copying an initialised data directory");
-        copy_template(template, config)?;
+        identity.version = copy_template(template, config, binaries.flavor)?;
     } else {
         tracing::info!(
             "initialising a {} {} data directory in {}",
@@ -203,7 +203,7 @@ async fn install_and_make_users(request: &Initialisation<'_>, identity: &Identit
 }
 
 /// A process that is killed when the work around it is given up.
-struct Bound(Process);
+pub(crate) struct Bound(pub(crate) Process);
 
 impl Drop for Bound {
     fn drop(&mut self) {
@@ -270,7 +270,7 @@ async fn install(request: &Initialisation<'_>, launcher: &Launcher, settings: &P
     }
 }
 
-fn failure(what: &str, log: &Path, offset: u64) -> anyhow::Error {
+pub(crate) fn failure(what: &str, log: &Path, offset: u64) -> anyhow::Error {
     let tail = server::log_tail(log, offset, 5);
     if tail.is_empty() {
         anyhow!("{what}; it wrote nothing to `{}`", log.display())
@@ -391,18 +391,18 @@ async fn drop_strangers(server: &mut Server) -> anyhow::Result<()> {
         .context("reload the privileges")
 }
 
-async fn stop(process: &Process, log: &Path) -> anyhow::Result<()> {
+pub(crate) async fn stop(process: &Process, log: &Path) -> anyhow::Result<()> {
     let offset = server::log_length(log);
-    process.signal(Signal::TERM).context("stop the new server")?;
+    process.signal(Signal::TERM).context("stop the server")?;
     match process.wait_within(STOP_LIMIT).await {
         Some(Exit::Code(0)) => Ok(()),
         Some(exit) => Err(failure(
-            &format!("the new server {exit} when it was stopped"),
+            &format!("the server {exit} when it was stopped"),
             log,
             offset,
         )),
         None => Err(failure(
-            &format!("the new server did not stop within {} s", STOP_LIMIT.as_secs()),
+            &format!("the server did not stop within {} s", STOP_LIMIT.as_secs()),
             log,
             offset,
         )),
@@ -414,12 +414,22 @@ fn is_identity(name: &std::ffi::OsStr) -> bool {
     name == "auto.cnf" || name == identity::FILE_NAME || name == INITIALISING_MARKER
 }
 
-fn copy_template(template: &Path, config: &InstanceConfig) -> anyhow::Result<()> {
-    let own = Identity::load(template).context("read the template's identity")?;
+/// Copies the template; returns the version of its data.
+fn copy_template(template: &Path, config: &InstanceConfig, flavor: Flavor) -> anyhow::Result<Version> {
+    let own = Identity::load(template)
+        .context("read the template's identity")?
+        .filter(|_| !template.join(INITIALISING_MARKER).exists())
+        .with_context(|| {
+            format!(
+                "the template `{}` is not a data directory that mysql-service initialised",
+                template.display()
+            )
+        })?;
     ensure!(
-        own.is_some() && !template.join(INITIALISING_MARKER).exists(),
-        "the template `{}` is not a data directory that mysql-service initialised",
-        template.display()
+        own.flavor == flavor,
+        "the template `{}` is of {}, and the server is {flavor}",
+        template.display(),
+        own.flavor
     );
     ensure!(
         server::processes_in(template)?.is_empty(),
@@ -427,7 +437,8 @@ fn copy_template(template: &Path, config: &InstanceConfig) -> anyhow::Result<()>
         template.display()
     );
     copy_tree(template, &config.data_directory, true)
-        .with_context(|| format!("copy the template `{}`", template.display()))
+        .with_context(|| format!("copy the template `{}`", template.display()))?;
+    Ok(own.version)
 }
 
 fn copy_tree(from: &Path, to: &Path, top: bool) -> io::Result<()> {

@@ -18,6 +18,7 @@ use crate::server;
 pub(crate) struct Snapshot {
     pub(crate) identity: Option<Identity>,
     pub(crate) version: Option<Version>,
+    pub(crate) upgraded_from: Option<Version>,
     pub(crate) state: ServerState,
     pub(crate) detail: String,
     pub(crate) server_pid: Option<u32>,
@@ -76,6 +77,7 @@ impl Reporter {
             address: self.fixed.address.clone(),
             flavor: self.fixed.flavor,
             version: snapshot.version,
+            upgraded_from: snapshot.upgraded_from,
             server_id: snapshot.identity.as_ref().map(|identity| identity.server_id),
             state: snapshot.state,
             detail: with_disk_warning(&snapshot.detail, disk),

@@ -16,6 +16,7 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
+use mysql_client::credentials::Password;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -39,10 +40,13 @@ pub struct Launcher {
     pub user: Option<ServerUser>,
     /// What processes and all that they start carry in their environment as [`WORK_VARIABLE`].
     pub(crate) work: Option<PathBuf>,
+    /// What they are told in their environment, which only their user can read: no argument holds a secret.
+    pub(crate) environment: Vec<(&'static str, Password)>,
 }
 
 /// What the names of variables begin with that are the agent's alone: its own, and those of the backup store.
-const SECRET_PREFIXES: [&str; 4] = ["MYSQL_SERVICE_", "AWS_", "AZURE_", "GOOGLE_"];
+/// What the official images are told goes no further either; a server is told everything in its file.
+const SECRET_PREFIXES: [&str; 5] = ["MYSQL_", "MARIADB_", "AWS_", "AZURE_", "GOOGLE_"];
 
 /// The environment variable that tells for which data directory a process works. Tools start others, which
 /// outlive them; by this they are found, whoever is left.
@@ -57,6 +61,7 @@ impl Launcher {
             die_with_parent: false,
             user: None,
             work: None,
+            environment: Vec::new(),
         }
     }
 
@@ -68,6 +73,7 @@ impl Launcher {
             die_with_parent,
             user,
             work: None,
+            environment: Vec::new(),
         }
     }
 
@@ -77,6 +83,14 @@ impl Launcher {
         Self {
             die_with_parent: self.program.is_some(),
             work: Some(data_directory.to_path_buf()),
+            ..self.clone()
+        }
+    }
+
+    /// The same, for tools that log in with this password, whatever characters it has.
+    pub(crate) fn with_password(&self, password: &Password) -> Self {
+        Self {
+            environment: vec![("MYSQL_PWD", password.clone())],
             ..self.clone()
         }
     }
@@ -121,6 +135,9 @@ impl Launcher {
         command.env_remove(service_manager::SOCKET_VARIABLE);
         if let Some(work) = &self.work {
             command.env(WORK_VARIABLE, work);
+        }
+        for (name, value) in &self.environment {
+            command.env(name, value.expose());
         }
         // A process group of its own: a Ctrl-C at a terminal is the agent's to handle.
         command.process_group(0);

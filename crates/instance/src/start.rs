@@ -13,7 +13,6 @@ use topology::Flavor;
 use crate::binaries::Binaries;
 use crate::config::InstanceConfig;
 use crate::configuration_file::{self, Purpose, Settings};
-use crate::data_directory;
 use crate::identity::Identity;
 use crate::initialise::prepare_directories;
 use crate::memory;
@@ -39,14 +38,36 @@ impl Starter {
     /// # Errors
     /// When something is not as it must be, or the process cannot be started.
     pub(crate) async fn start(&self, identity: &Identity) -> anyhow::Result<Process> {
-        let config = &self.config;
-        prepare_directories(config, &self.launcher)?;
-        data_directory::may_open(identity, self.binaries.flavor, self.binaries.version)?;
+        prepare_directories(&self.config, &self.launcher)?;
         self.check_disk()?;
+        self.check_ports().await?;
+        let process = self.launch(identity, &self.launcher, &[]).await?;
+        tracing::info!(pid = process.pid(), "started {}", self.binaries);
+        Ok(process)
+    }
+
+    /// Starts the server so that only this machine's root reaches it, for work on its data that this process
+    /// waits for.
+    ///
+    /// # Errors
+    /// As [`Starter::start`].
+    pub(crate) async fn start_private(&self, identity: &Identity) -> anyhow::Result<Process> {
+        prepare_directories(&self.config, &self.launcher)?;
+        self.check_disk()?;
+        let launcher = self.launcher.bound_to_work_in(&self.config.data_directory);
+        self.launch(identity, &launcher, &["--skip-networking"]).await
+    }
+
+    async fn launch(
+        &self,
+        identity: &Identity,
+        launcher: &Launcher,
+        more: &[&str],
+    ) -> anyhow::Result<Process> {
+        let config = &self.config;
         if let Some(directory) = &config.extra_configuration_directory {
             configuration_file::check_extra_settings(directory)?;
         }
-        self.check_ports().await?;
         self.remove_stale_socket_lock()?;
         let settings = configuration_file::render(&Settings {
             config,
@@ -59,12 +80,12 @@ impl Starter {
         configuration_file::write(&config.configuration_file(), &settings)?;
         let mut option = OsString::from("--defaults-file=");
         option.push(config.configuration_file());
-        let process = self
-            .launcher
-            .start(&self.binaries.server, &[option], &config.error_log())
-            .await?;
-        tracing::info!(pid = process.pid(), "started {}", self.binaries);
-        Ok(process)
+        let arguments: Vec<OsString> = std::iter::once(option)
+            .chain(more.iter().map(OsString::from))
+            .collect();
+        launcher
+            .start(&self.binaries.server, &arguments, &config.error_log())
+            .await
     }
 
     fn check_disk(&self) -> anyhow::Result<()> {

@@ -4,7 +4,9 @@ use std::future::Future;
 use std::io;
 
 use anyhow::Context as _;
+use instance::SecretsMisfit;
 use instance::binaries::BinariesError;
+use instance::version::VersionRefusal;
 use mysql_client::credentials::SecretError;
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
@@ -125,11 +127,17 @@ fn merge(table: &mut Table, stronger: Table) {
     }
 }
 
-/// Runs a daemon until it ends or SIGTERM or SIGINT asks it to. With `ends_with_parent` the kernel sends it that
-/// signal when the process that started it ends.
+/// What SIGHUP means to a daemon that reads nothing again.
+pub(crate) fn reads_nothing_again() {
+    tracing::warn!("SIGHUP: this daemon reads its configuration when it starts; start it again");
+}
+
+/// Runs a daemon until it ends or SIGTERM or SIGINT asks it to. SIGHUP calls `read_again`. With `ends_with_parent`
+/// the kernel sends it that signal when the process that started it ends.
 pub(crate) fn run<D>(
     options: &Daemon,
     ends_with_parent: Option<Signal>,
+    read_again: impl Fn(),
     daemon: impl FnOnce(watch::Receiver<bool>) -> D,
 ) -> Result<(), Failure>
 where
@@ -147,6 +155,12 @@ where
         let (stop, stopped) = watch::channel(false);
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+        let mut hang_up = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
+        let again = async {
+            while hang_up.recv().await.is_some() {
+                read_again();
+            }
+        };
         let asked = async {
             let name = tokio::select! {
                 _ = terminate.recv() => "SIGTERM",
@@ -160,6 +174,7 @@ where
         tokio::select! {
             ended = daemon(stopped) => ended,
             () = asked => Ok(()),
+            () = again => Ok(()),
         }
     });
     ended.map_err(|error| {
@@ -180,6 +195,8 @@ fn is_configuration(error: &anyhow::Error) -> bool {
         })
     };
     error.downcast_ref::<SecretError>().is_some()
+        || error.downcast_ref::<SecretsMisfit>().is_some()
+        || error.downcast_ref::<VersionRefusal>().is_some()
         || error.downcast_ref::<BinariesError>().is_some()
         || error.chain().any(is_address)
 }

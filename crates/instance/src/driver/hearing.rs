@@ -3,12 +3,22 @@
 use anyhow::Context as _;
 use api::agent::HeartbeatReply;
 use mysql_client::Error;
+use mysql_client::credentials::SecretFile;
 
 use super::Driver;
 use super::jobs::Done;
+use crate::config::InstanceConfig;
 use crate::fence::{self, Verdict};
+use crate::reload;
 
 impl Driver {
+    /// The configuration and the secrets were read again.
+    pub(super) fn on_reloaded(&mut self, config: &InstanceConfig, secrets: SecretFile) {
+        let difference = reload::take_over(&mut self.starter.config, config);
+        self.secrets = secrets;
+        tracing::info!("{}", difference.sentence());
+    }
+
     pub(super) fn on_heard(&mut self, reply: &HeartbeatReply) -> anyhow::Result<()> {
         let verdict = fence::judge(reply, &self.identity, &self.notes);
         if fence::remember(&mut self.notes, &verdict, reply.generation) {

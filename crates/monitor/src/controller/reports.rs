@@ -142,6 +142,20 @@ impl<S: Store> Controller<S> {
                 format!("the server of {id} ended by itself{detail}"),
             );
         }
+        if let Some(from) = report.upgraded_from
+            && before.is_none_or(|before| before.upgraded_from.is_none())
+        {
+            let to = report
+                .version
+                .map_or_else(|| "a newer version".to_owned(), |version| version.to_string());
+            return event(
+                "instance_upgraded",
+                format!(
+                    "the data of {id} was upgraded from {} {from} to {to}",
+                    report.flavor
+                ),
+            );
+        }
         let before = before?;
         if before.incarnation.is_some()
             && report.incarnation.is_some()

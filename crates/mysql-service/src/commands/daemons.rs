@@ -7,11 +7,12 @@ use instance::exec_server::{self, ExecServer as ExecServerRequest};
 use monitor::config::MonitorConfig;
 use proxy::config::ProxyConfig;
 use rustix::process::Signal;
+use tokio::sync::mpsc;
 use toml::{Table, Value};
 
 use crate::cli::{Daemon, ExecServer, ProxyDaemon, ProxyMode};
 use crate::daemon;
-use crate::failure::Failure;
+use crate::failure::{Failure, chain};
 
 /// What ends the monitor and the proxies with their parent: a kill at any moment loses nothing of theirs, and the
 /// kernel carries it out even on one that hangs.
@@ -19,16 +20,28 @@ const KILL: Signal = Signal::KILL;
 
 /// `instance`: the agent. It stops its server before it ends.
 pub(crate) fn instance(options: &Daemon) -> Result<(), Failure> {
-    let config = daemon::configuration("instance", options, |_| (), InstanceConfig::parse)?;
+    let read = || daemon::configuration("instance", options, |_| (), InstanceConfig::parse);
+    let config = read()?;
     let ends_with_parent = config.die_with_parent.then_some(Signal::TERM);
-    daemon::run(options, ends_with_parent, |stop| instance::run(config, stop))
+    let (reload, reloads) = mpsc::unbounded_channel();
+    let read_again = || match read() {
+        // An agent that has ended needs nothing any more.
+        Ok(config) => drop(reload.send(config)),
+        Err(Failure::Usage(error)) => tracing::error!("SIGHUP: nothing is taken over: {}", chain(&error)),
+        Err(failure) => tracing::error!("SIGHUP: nothing is taken over: {failure:?}"),
+    };
+    daemon::run(options, ends_with_parent, read_again, |stop| {
+        instance::run(config, stop, reloads)
+    })
 }
 
 /// `monitor`.
 pub(crate) fn monitor(options: &Daemon) -> Result<(), Failure> {
     let config = daemon::configuration("monitor", options, |_| (), MonitorConfig::parse)?;
     let ends_with_parent = config.die_with_parent.then_some(KILL);
-    daemon::run(options, ends_with_parent, |stop| monitor::run(config, stop))
+    daemon::run(options, ends_with_parent, daemon::reads_nothing_again, |stop| {
+        monitor::run(config, stop)
+    })
 }
 
 /// `proxy`: with `-p` and `-m` as the original service's.
@@ -36,7 +49,12 @@ pub(crate) fn proxy(options: &ProxyDaemon) -> Result<(), Failure> {
     let flags = |table: &mut Table| proxy_flags(options, table);
     let config = daemon::configuration("proxy", &options.daemon, flags, ProxyConfig::parse)?;
     let ends_with_parent = config.die_with_parent.then_some(KILL);
-    daemon::run(&options.daemon, ends_with_parent, |stop| proxy::run(config, stop))
+    daemon::run(
+        &options.daemon,
+        ends_with_parent,
+        daemon::reads_nothing_again,
+        |stop| proxy::run(config, stop),
+    )
 }
 
 /// The proxy's own flags, and what follows from them: `proxy -p 3306 -m master` needs no file.

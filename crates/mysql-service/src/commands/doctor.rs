@@ -71,6 +71,7 @@ pub(crate) async fn run(options: &Doctor) -> Result<(), Failure> {
         Some(layout) => {
             let (found, running) = directory::look(layout);
             findings.extend(found);
+            findings.extend(directory::look_at_instances(layout).await);
             running
         }
         None => true,

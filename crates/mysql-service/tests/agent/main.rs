@@ -14,10 +14,12 @@ mod backups;
 mod fences;
 mod harness;
 mod notices;
+mod reloads;
 mod settings;
 mod starts;
 mod stops;
 mod supervision;
+mod versions;
 
 /// A test of each flavor for one body.
 macro_rules! on_both_flavors {

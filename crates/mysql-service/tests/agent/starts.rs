@@ -21,7 +21,7 @@ on_both_flavors! {
 }
 
 /// Passwords with everything that a quoting could get wrong.
-fn strange_secrets() -> String {
+pub(crate) fn strange_secrets() -> String {
     let strange = r#"'";\%_`$(){}[]<>|&#!~^*?=+-,./@: é漢😀 -- /* "#;
     let password = |name: &str| {
         let mut password: String = format!("{name}{strange}").repeat(8);
@@ -97,25 +97,6 @@ async fn an_empty_directory_is_initialised_and_kept(flavor: Flavor) {
             .as_deref(),
         Some("0")
     );
-
-    // A secret.conf that does not fit the data is told in a sentence, and the server is as it was.
-    drop(root);
-    assert_eq!(agent.terminate().await, Some(0));
-    let other = "root_passwd=other\nrepl_passwd=other\ndba_passwd=other\n";
-    let original = fs::read(agent.path("secret.conf")).unwrap();
-    fs::write(agent.path("secret.conf"), other).unwrap();
-    agent.launch();
-    until("the misfit is told", LIMIT, async || {
-        agent
-            .log()
-            .contains("root_passwd of the secrets does not fit the data")
-    })
-    .await;
-    agent.terminate().await;
-    fs::write(agent.path("secret.conf"), original).unwrap();
-    agent.launch();
-    agent.until_running().await;
-    assert_eq!(agent.identity(), identity);
 }
 
 /// Kills the agent when something is there that an initialisation makes, and sees that the next one ends well.
@@ -160,7 +141,8 @@ async fn an_interrupted_initialisation_is_begun_again(flavor: Flavor) {
     );
 }
 
-async fn refused(agent: &mut TestAgent, words: &str) {
+/// An agent that gives up with these words; its exit code.
+pub(crate) async fn refused(agent: &mut TestAgent, words: &str) -> Option<i32> {
     let before = fs::read(agent.path("agent.log")).unwrap_or_default().len();
     agent.launch();
     let code = agent.until_ended().await;
@@ -171,6 +153,7 @@ async fn refused(agent: &mut TestAgent, words: &str) {
         "`{words}` is not in:\n{}",
         &log[before..]
     );
+    code
 }
 
 async fn what_is_unclear_is_refused_and_left_alone(flavor: Flavor) {

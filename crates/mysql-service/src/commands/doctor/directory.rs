@@ -1,8 +1,11 @@
 //! The directory of an `up` cluster: its settings, secrets, disk and ports.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
 
+use instance::last_words;
 use mysql_client::credentials::SecretFile;
+use mysql_client::{Endpoint, Error, Server};
 use sandbox::layout::{Layout, Settings};
 use sandbox::ports;
 
@@ -11,6 +14,49 @@ use super::Finding;
 /// Below this share of free space a warning is given, below the other a failure: a full disk stops a server.
 const LITTLE_SPACE_PERCENT: u64 = 20;
 const NO_SPACE_PERCENT: u64 = 5;
+const LOGIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// Whether root can log in to each instance with the secrets of the directory, and why agents gave up.
+pub(super) async fn look_at_instances(layout: &Layout) -> Vec<Finding> {
+    let Ok(Some(settings)) = layout.settings() else {
+        return Vec::new();
+    };
+    let Ok((secrets, _)) = SecretFile::load_with(Some(&layout.secret_file()), |_| None) else {
+        // Told with the directory.
+        return Vec::new();
+    };
+    let mut findings = Vec::new();
+    for id in settings.instance_ids() {
+        match last_words::read(&layout.run_directory(&id)) {
+            Ok(None) => {}
+            Ok(Some(sentence)) => findings.push(Finding::fail(
+                format!("{id}: agent"),
+                format!("it gave up: {sentence}"),
+                "do as it says, and start it again",
+            )),
+            Err(error) => findings.push(Finding::warn(
+                format!("{id}: agent"),
+                format!("why it gave up cannot be read: {error}"),
+                "look as the user whom the directory belongs to",
+            )),
+        }
+        let Ok(root) = secrets.root() else { continue };
+        let endpoint = Endpoint::Socket(layout.socket(&id));
+        // One that does not run is told elsewhere.
+        if let Err(error @ Error::AccessDenied { .. }) = Server::connect(&endpoint, &root, LOGIN_LIMIT).await
+        {
+            findings.push(Finding::fail(
+                format!("{id}: secrets"),
+                format!("root_passwd does not fit the data: {error}"),
+                format!(
+                    "put the password back into {} with which the data was made",
+                    layout.secret_file().display()
+                ),
+            ));
+        }
+    }
+    findings
+}
 
 /// What was found, and whether the cluster is running.
 pub(super) fn look(layout: &Layout) -> (Vec<Finding>, bool) {
