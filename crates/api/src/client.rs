@@ -13,9 +13,11 @@ use std::time::Duration;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use topology::{InstanceId, OperationId, Reason, Role};
+use topology::{InstanceId, JobId, OperationId, Reason, Role};
 
+use crate::backup::{BackupsDocument, CancelRequest};
 use crate::cluster::{ClusterDocument, InstanceDocument};
+use crate::job::{JobDocument, JobRequest, Jobs};
 use crate::operation::{
     Accepted, ChangeRequest, EventDocument, OperationDocument, Planned, RegisterRequest, StopRequest,
     SwitchoverRequest,
@@ -281,6 +283,41 @@ impl Client {
     /// Stops all writes and sees them replicated, so that every server can be stopped.
     pub async fn stop(&self, dry_run: bool) -> Result<Answer, Error> {
         self.change("/api/v1/stop", &StopRequest { dry_run }).await
+    }
+
+    /// The full backups that there are, and how the work on them goes.
+    pub async fn backups(&self) -> Result<BackupsDocument, Error> {
+        self.get("/api/v1/backups").await
+    }
+
+    /// Ends an operation that agents work on.
+    pub async fn cancel_operation(&self, id: &OperationId) -> Result<(), Error> {
+        self.post_empty(
+            &format!("/api/v1/operations/{id}/cancel"),
+            &CancelRequest::default(),
+        )
+        .await
+    }
+
+    /// Asks an agent for long work.
+    pub async fn start_job(&self, request: &JobRequest) -> Result<JobDocument, Error> {
+        self.post("/api/v1/jobs", request).await
+    }
+
+    /// An agent's long work.
+    pub async fn jobs(&self) -> Result<Jobs, Error> {
+        self.get("/api/v1/jobs").await
+    }
+
+    /// One job of an agent.
+    pub async fn job(&self, id: &JobId) -> Result<JobDocument, Error> {
+        self.get(&format!("/api/v1/jobs/{id}")).await
+    }
+
+    /// Ends an agent's job.
+    pub async fn cancel_job(&self, id: &JobId) -> Result<(), Error> {
+        self.post_empty(&format!("/api/v1/jobs/{id}/cancel"), &CancelRequest::default())
+            .await
     }
 
     /// `POST` of a change: `202` with an operation, or `200` with a plan.

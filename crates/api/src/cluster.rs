@@ -1,7 +1,11 @@
 //! The cluster document: `GET /api/v1/cluster`, and what `status -o json` prints.
 
 use serde::{Deserialize, Serialize};
-use topology::{Address, Durability, Flavor, Generation, Incarnation, InstanceId, Role, ServerId, Version};
+use topology::{
+    Address, Durability, Flavor, Generation, Incarnation, InstanceId, OperationId, Role, ServerId, Version,
+};
+
+use crate::operation::ProgressDocument;
 
 /// Everything about the cluster at this moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,8 +32,25 @@ pub struct ClusterDocument {
     pub ackers: Vec<InstanceId>,
     /// The operation that changes roles now, if one is running.
     pub operation: Option<String>,
+    /// The long work that agents do for the monitor now.
+    #[serde(default)]
+    pub work: Vec<WorkDocument>,
+    /// When the newest full backup began, as far as the monitor knows the store. RFC 3339, UTC.
+    #[serde(default)]
+    pub newest_backup: Option<String>,
     /// Known instances, by name.
     pub instances: Vec<InstanceDocument>,
+}
+
+/// Long work that agents do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkDocument {
+    /// The operation that it is.
+    pub operation: OperationId,
+    /// What is done, in a sentence.
+    pub title: String,
+    /// How far it is, once an agent has said so.
+    pub progress: Option<ProgressDocument>,
 }
 
 /// One instance.

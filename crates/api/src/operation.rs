@@ -26,6 +26,25 @@ pub struct OperationDocument {
     pub outcome: String,
     /// What a person should know.
     pub warnings: Vec<String>,
+    /// How far the running step is, where that can be said: work that an agent does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<ProgressDocument>,
+    /// What came of it, for programs: the result of the last work that an agent did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<serde_json::Value>,
+}
+
+/// How far a step is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgressDocument {
+    /// Where it is done.
+    pub instance: topology::InstanceId,
+    /// What is being done, in a few words.
+    pub step: String,
+    /// Bytes that are done.
+    pub done_bytes: u64,
+    /// Bytes that there are to do, as far as known.
+    pub total_bytes: Option<u64>,
 }
 
 /// Where an operation stands.
@@ -42,6 +61,8 @@ pub enum OperationState {
     Failed,
     /// Failed, and everything is as before.
     Undone,
+    /// Ended before it was done, by a person or by something more urgent.
+    Cancelled,
 }
 
 impl OperationState {

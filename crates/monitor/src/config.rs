@@ -7,6 +7,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use topology::{Address, Durability, InstanceId};
 
+mod backup;
+
+pub use backup::{BackupConfig, GraphiteConfig, Schedule, StoreOptions};
+
 /// Everything the monitor is told before it starts.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -47,6 +51,12 @@ pub struct MonitorConfig {
     /// The application's database and user, made once per cluster; `None`: nothing is made.
     #[serde(default)]
     pub application: Option<ApplicationConfig>,
+    /// Where backups are, when they are made, and which are kept.
+    #[serde(default)]
+    pub backup: BackupConfig,
+    /// Where measurements go; `None`: nowhere.
+    #[serde(default)]
+    pub graphite: Option<GraphiteConfig>,
     /// The instances that are watched.
     #[serde(default)]
     pub instances: Vec<InstanceEntry>,
@@ -166,6 +176,9 @@ impl MonitorConfig {
         if !(50..=60_000).contains(&self.probe_deadline_milliseconds) {
             return invalid("`probe_deadline_milliseconds` must be from 50 to 60000".to_owned());
         }
+        if let Some(graphite) = &self.graphite {
+            graphite.check().map_err(ConfigError::Invalid)?;
+        }
         let mut ids = BTreeSet::new();
         let mut addresses = BTreeMap::new();
         for entry in &self.instances {
@@ -262,7 +275,7 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         let config = parse(&text).unwrap();
         assert_eq!(config.instances.len(), 3);
-        assert!(config.application.is_some());
+        assert!(config.application.is_some() && config.graphite.is_some() && config.backup.full.is_some());
         let keys = [
             "name",
             "listen",
@@ -282,6 +295,17 @@ mod tests {
             "address",
             "agent",
             "admin_port",
+            "store",
+            "full",
+            "verify",
+            "verify_newest",
+            "prune_after_full",
+            "keep_count",
+            "keep_days",
+            "limit_bytes_per_second",
+            "store_options",
+            "prefix",
+            "interval_seconds",
         ];
         for key in keys {
             assert!(
@@ -334,6 +358,11 @@ mod tests {
                 "`h:2` is `agent` of `a` and `admin_port` of `a`",
             ),
             ("[application]\ndatabase = \"x\"".to_owned(), "missing field"),
+            ("[backup]\nfull = \"at three\"".to_owned(), "cron's notation"),
+            (
+                "[graphite]\naddress = \"g:2003\"\nprefix = \"a..b\"".to_owned(),
+                "names with dots",
+            ),
         ];
         for (text, expected) in cases {
             let error = parse(&text).expect_err(&text);

@@ -10,10 +10,13 @@
 //!
 //! Everybody else reads what it publishes. Nothing is acknowledged before it is stored.
 
+mod errands;
 mod execution;
 mod healing;
+mod making_way;
 mod publication;
 mod reports;
+mod schedules;
 mod wishes;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,6 +24,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::agent::{HeartbeatReply, InstanceReport};
+use api::backup::{ResultDocument, ScheduleDocument};
+use api::job::JobDocument;
 use api::operation::{EventDocument, Planned};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use topology::gtid::Transactions;
@@ -30,6 +35,11 @@ use topology::{
 };
 
 use crate::clock::Clock;
+use crate::config::BackupConfig;
+use crate::errands::Errand;
+use crate::errands::catalogue::CatalogueHandle;
+use crate::errands::runner::News;
+use crate::errands::schedule::{ScheduleName, Settled};
 use crate::executor::{Failure, Lost, Note, Outcome, Surroundings};
 use crate::store::{Loaded, Mark, NewEvent, RememberedEvents, State, StateVersion, Store, StoreError, Write};
 use crate::watcher::WatcherHandle;
@@ -58,6 +68,18 @@ pub(crate) enum Event {
         operation: OperationId,
         outcome: Outcome,
     },
+    /// An errand goes on.
+    Errand { operation: OperationId, news: News },
+    /// Somebody ends an errand.
+    Cancelled {
+        operation: OperationId,
+        actor: String,
+        reply: oneshot::Sender<Result<(), Denial>>,
+    },
+    /// An agent said what it does and did.
+    JobsSeen { id: InstanceId, jobs: Vec<JobDocument> },
+    /// What was in a wish's way has been ended.
+    MadeWay(Box<Wish>),
 }
 
 /// What the executor asks for while it does a plan.
@@ -124,6 +146,8 @@ pub(crate) struct Wish {
     pub(crate) dry_run: bool,
     /// The `Idempotency-Key` and what it stands for.
     pub(crate) key: Option<(String, String)>,
+    /// Whether what was in its way has been ended already.
+    pub(crate) made_way: bool,
     pub(crate) reply: oneshot::Sender<Result<Granted, Denial>>,
 }
 
@@ -138,6 +162,8 @@ pub(crate) enum What {
     Resume(InstanceId),
     Switchover(Option<InstanceId>),
     Stop,
+    /// Long work of agents, which stands in no role change's way.
+    Errand(Box<Errand>),
 }
 
 /// A wish is granted.
@@ -278,6 +304,8 @@ pub(crate) struct Parts<S> {
     pub(crate) published: Published,
     pub(crate) cluster: watch::Sender<Arc<Cluster>>,
     pub(crate) new_events: broadcast::Sender<EventDocument>,
+    pub(crate) backup_config: BackupConfig,
+    pub(crate) catalogue: CatalogueHandle,
 }
 
 /// The owner of the state.
@@ -304,6 +332,17 @@ pub(crate) struct Controller<S> {
     waiting: VecDeque<Box<Wish>>,
     healing: healing::Healing,
     statuses: BTreeMap<InstanceId, (topology::Status, String)>,
+    backup_config: BackupConfig,
+    catalogue: CatalogueHandle,
+    errands: BTreeMap<OperationId, errands::RunningErrand>,
+    /// What each agent last said of its work, whoever asked for it.
+    agents_jobs: BTreeMap<InstanceId, Vec<JobDocument>>,
+    results: BTreeMap<String, ResultDocument>,
+    settled: BTreeMap<ScheduleName, Settled>,
+    schedules: Vec<ScheduleDocument>,
+    schedules_looked_at: Moment,
+    /// Switchovers for which backups are being ended.
+    making_way: usize,
     stopping: bool,
 }
 
@@ -337,6 +376,15 @@ impl<S: Store> Controller<S> {
             waiting: VecDeque::new(),
             healing: healing::Healing::default(),
             statuses: BTreeMap::new(),
+            backup_config: parts.backup_config,
+            catalogue: parts.catalogue,
+            errands: BTreeMap::new(),
+            agents_jobs: BTreeMap::new(),
+            results: parts.loaded.results,
+            settled: parts.loaded.settled,
+            schedules: Vec::new(),
+            schedules_looked_at: Moment::default(),
+            making_way: 0,
             stopping: false,
             store: parts.store,
         }
@@ -375,6 +423,7 @@ impl<S: Store> Controller<S> {
     async fn finish(mut self, mut events: mpsc::Receiver<Event>) -> anyhow::Result<()> {
         self.stopping = true;
         self.deny_waiting(|| Denial::Stopping);
+        self.leave_errands();
         let deadline = tokio::time::Instant::now() + STOP_LIMIT;
         while self.running.is_some() {
             match tokio::time::timeout_at(deadline, events.recv()).await {
@@ -409,6 +458,14 @@ impl<S: Store> Controller<S> {
             Event::Gathered(wish) => self.on_gathered(wish).await?,
             Event::Asked(ask) => self.on_asked(ask).await?,
             Event::Ended { operation, outcome } => self.on_ended(&operation, outcome).await?,
+            Event::Errand { operation, news } => self.on_errand(&operation, news).await?,
+            Event::Cancelled {
+                operation,
+                actor,
+                reply,
+            } => self.on_cancelled(&operation, &actor, reply).await,
+            Event::JobsSeen { id, jobs } => self.on_jobs_seen(&id, jobs).await?,
+            Event::MadeWay(wish) => self.on_made_way(wish),
         }
         Ok(())
     }
@@ -416,6 +473,7 @@ impl<S: Store> Controller<S> {
     async fn on_beat(&mut self) -> anyhow::Result<()> {
         self.refresh().await?;
         self.heal_if_needed().await?;
+        self.run_schedules().await?;
         self.save_marks().await
     }
 

@@ -3,6 +3,7 @@
 //! Handlers read what the controller publishes, or send it an event and wait for the answer; they decide nothing.
 //! Every error is a problem document.
 
+mod backups;
 mod changes;
 mod documents;
 mod metrics;
@@ -97,6 +98,14 @@ fn routes<S: Store>() -> Routes<S> {
     .post("/api/v1/switchover", changes::switchover::<S>)
     .post("/api/v1/failover", changes::failover::<S>)
     .post("/api/v1/stop", changes::stop::<S>)
+    .get("/api/v1/backups", backups::list::<S>)
+    .post("/api/v1/backups", backups::make::<S>)
+    .post("/api/v1/backups/{id}/verify", backups::verify::<S>)
+    .post("/api/v1/backups/prune", backups::prune::<S>)
+    .post("/api/v1/backups/clean", backups::clean::<S>)
+    .post("/api/v1/instances/{id}/restore", backups::restore::<S>)
+    .post("/api/v1/scale-out", backups::scale_out::<S>)
+    .post("/api/v1/operations/{id}/cancel", backups::cancel::<S>)
     .get("/api/v1/operations", documents::operations::<S>)
     .get("/api/v1/operations/{id}", documents::operation::<S>)
     .get("/api/v1/events", documents::events::<S>)

@@ -14,7 +14,9 @@ mod clock;
 pub mod config;
 mod controller;
 mod discovery;
+mod errands;
 mod executor;
+mod graphite;
 mod http;
 mod proxies;
 mod store;
@@ -29,6 +31,7 @@ use std::time::Duration;
 use anyhow::Context;
 use api::client::Client;
 use axum::serve::ListenerExt;
+use backup::store::Store as BackupStore;
 use mysql_client::credentials::SecretFile;
 use service_manager::{ServiceManager, Word};
 use tokio::net::TcpListener;
@@ -39,6 +42,7 @@ use crate::clock::Clock;
 use crate::config::{InstanceEntry, MonitorConfig, SlaveFallback};
 use crate::controller::{Controller, ControllerHandle, Event, Parts, Published, Snapshot};
 use crate::discovery::{ConfiguredInstances, Discovery};
+use crate::errands::catalogue::CatalogueHandle;
 use crate::executor::Surroundings;
 use crate::proxies::Proxies;
 use crate::store::{Loaded, SqliteStore, State, Store, Write};
@@ -70,6 +74,7 @@ pub async fn run(config: MonitorConfig, shutdown: watch::Receiver<bool>) -> anyh
     let (events, receiver) = mpsc::channel(EVENT_QUEUE);
     let (cluster, cluster_receiver) = watch::channel(Arc::new(state.cluster.clone()));
     let clock = Clock::start();
+    let catalogue = CatalogueHandle::spawn(backup_store(&config)?);
     let proxies = Arc::new(Proxies::default());
     let controller_handle = ControllerHandle::new(events.clone(), cluster_receiver);
     let surroundings = Surroundings {
@@ -98,7 +103,18 @@ pub async fn run(config: MonitorConfig, shutdown: watch::Receiver<bool>) -> anyh
         clock,
         shutdown: shutdown.clone(),
     });
+    for (id, agent) in surroundings.agents.iter() {
+        tokio::spawn(errands::agents::watch(
+            id.clone(),
+            agent.clone(),
+            events.downgrade(),
+        ));
+    }
+    if let Some(graphite) = config.graphite.clone() {
+        tokio::spawn(graphite::keep_sending(graphite, published.snapshot.subscribe()));
+    }
     let plan_in_progress = loaded.plan.take();
+    let errands_in_progress = std::mem::take(&mut loaded.errands);
     let mut controller = Controller::new(Parts {
         store,
         loaded,
@@ -112,6 +128,8 @@ pub async fn run(config: MonitorConfig, shutdown: watch::Receiver<bool>) -> anyh
         published,
         cluster,
         new_events,
+        backup_config: config.backup.clone(),
+        catalogue,
     });
     drop(events);
     // Before the first look, too, the instances of the configuration are known.
@@ -120,16 +138,23 @@ pub async fn run(config: MonitorConfig, shutdown: watch::Receiver<bool>) -> anyh
     if let Some(plan) = plan_in_progress {
         controller.resume(plan).await?;
     }
+    controller.resume_errands(errands_in_progress).await?;
     let server = tokio::spawn(serve(listener, http::router(app), shutdown.clone()));
     let manager = ServiceManager::of_environment();
     manager.tell(&[
         Word::Ready,
         Word::Status(&format!("listens on {}", config.listen)),
     ]);
-    let ended = controller.run(receiver, shutdown).await;
+    let ended = Box::pin(controller.run(receiver, shutdown)).await;
     manager.tell(&[Word::Stopping]);
     ended?;
     server.await.context("the HTTP server ended unexpectedly")?
+}
+
+fn backup_store(config: &MonitorConfig) -> anyhow::Result<Option<BackupStore>> {
+    let store = config.backup.store.as_deref();
+    let opened = store.map(|url| BackupStore::open(url, &config.backup.store_options.expose()));
+    Ok(opened.transpose()?)
 }
 
 async fn serve(

@@ -10,11 +10,15 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use api::agent::ScheduledEvent;
+use api::backup::ResultDocument;
 use api::operation::{EventDocument, OperationDocument};
 use api::routes::Phase;
 use serde::{Deserialize, Serialize};
 use topology::gtid::Transactions;
 use topology::{Cluster, Generation, Incarnation, InstanceId, OperationId, Plan};
+
+use crate::errands::ErrandInProgress;
+use crate::errands::schedule::{ScheduleName, Settled};
 
 pub(crate) use sqlite::SqliteStore;
 
@@ -99,6 +103,21 @@ pub(crate) struct Loaded {
     pub(crate) marks: BTreeMap<InstanceId, Mark>,
     /// The scheduled events that were disabled, by the instance that they were disabled at.
     pub(crate) remembered_events: BTreeMap<InstanceId, RememberedEvents>,
+    /// The errands that were being done, by number; without their content where it cannot be read any more.
+    pub(crate) errands: Vec<(OperationId, Option<ErrandInProgress>)>,
+    /// How far each schedule is settled.
+    pub(crate) settled: BTreeMap<ScheduleName, Settled>,
+    /// How the newest work of each kind ended, by kind.
+    pub(crate) results: BTreeMap<String, ResultDocument>,
+}
+
+/// A change of the errands in progress.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ErrandWrite {
+    /// A new one, or how far it is.
+    Put(Box<ErrandInProgress>),
+    /// It has ended.
+    End(OperationId),
 }
 
 /// A change of the plan in progress.
@@ -151,6 +170,12 @@ pub(crate) struct Write {
     pub(crate) marks: Vec<(InstanceId, Mark)>,
     /// Scheduled events that are disabled, or were enabled again.
     pub(crate) remembered_events: Option<(InstanceId, RememberedEvents)>,
+    /// A change of the errands in progress.
+    pub(crate) errand: Option<ErrandWrite>,
+    /// How far a schedule is settled.
+    pub(crate) settled: Option<(ScheduleName, Settled)>,
+    /// How work of one kind ended.
+    pub(crate) result: Option<ResultDocument>,
     /// Whether it must survive a loss of power too, not only the end of this process. Notes on progress need
     /// not: a step that is done again does no harm.
     pub(crate) durable: bool,

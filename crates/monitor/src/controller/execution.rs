@@ -52,6 +52,8 @@ impl<S: Store> Controller<S> {
             steps: plan.sentences().into_iter().map(waiting).collect(),
             outcome: String::new(),
             warnings: plan.warnings.clone(),
+            progress: None,
+            result: None,
         };
         let mut write = Write::durable();
         write.plan = Some(PlanWrite::Begin(PlanInProgress {
@@ -114,6 +116,8 @@ impl<S: Store> Controller<S> {
             steps: Vec::new(),
             outcome: String::new(),
             warnings: Vec::new(),
+            progress: None,
+            result: None,
         });
         let resumption = in_progress.plan.as_ref().map_or(Resumption::Drop, |plan| {
             executor::resume(plan, in_progress.position, in_progress.undoing)

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::FORMAT;
+use api::backup::{ResultDocument, ScheduleDocument};
 use api::cluster::{AgentDocument, ClusterDocument, InstanceDocument};
 use api::routes::{Phase, Routes, Servers, SlaveRoute};
+use jiff::Timestamp;
 use tokio::sync::watch;
 use topology::{
     Address, Assessment, Backend, Cluster, Generation, InstanceId, InstanceView, OperationId, Role, Source,
@@ -13,6 +15,9 @@ use topology::{
 };
 
 use super::Controller;
+use super::errands::RunningErrand;
+use crate::errands::catalogue::Catalogue;
+use crate::errands::problems::{Known, problems as backup_problems, scheduled_since};
 use crate::store::{State, Store, StoreError, Write};
 
 /// After so long a proxy that holds and heard nothing acts by itself: longer than all limits of a switchover's
@@ -48,6 +53,17 @@ pub(crate) struct Snapshot {
     pub(crate) operation: Option<OperationId>,
     /// Whether every instance was looked at once.
     pub(crate) ready: bool,
+    pub(crate) backups: BackupsView,
+}
+
+/// What is known of backups, at the same moment.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct BackupsView {
+    pub(crate) catalogue: Arc<Catalogue>,
+    pub(crate) schedules: Vec<ScheduleDocument>,
+    pub(crate) results: Vec<ResultDocument>,
+    /// Errands that are being done.
+    pub(crate) running: usize,
 }
 
 impl Snapshot {
@@ -66,12 +82,15 @@ impl Snapshot {
                 why_no_failover: Vec::new(),
                 ackers: cluster.ackers.iter().cloned().collect(),
                 operation: None,
+                work: Vec::new(),
+                newest_backup: None,
                 instances: Vec::new(),
             },
             cluster: Arc::new(cluster.clone()),
             views: Arc::default(),
             operation: None,
             ready: false,
+            backups: BackupsView::default(),
         }
     }
 }
@@ -221,17 +240,42 @@ impl<S: Store> Controller<S> {
         let situation = self.situation();
         let assessment = assess(&situation);
         let operation = self.running.as_ref().map(|running| running.document.id.clone());
+        let backups = self.backups_view();
         let snapshot = Snapshot {
-            document: self.document(&assessment, operation.as_ref()),
+            document: self.document(&assessment, operation.as_ref(), &backups),
             cluster: Arc::new(self.state.cluster.clone()),
             views: Arc::new(self.views.clone()),
             operation,
             ready: self.is_ready(),
+            backups,
         };
         self.published.snapshot.send_replace(Arc::new(snapshot));
     }
 
-    fn document(&self, assessment: &Assessment, operation: Option<&OperationId>) -> ClusterDocument {
+    fn backups_view(&self) -> BackupsView {
+        BackupsView {
+            catalogue: self.catalogue.now(),
+            schedules: self.schedules.clone(),
+            results: self.results.values().cloned().collect(),
+            running: self.errands.len(),
+        }
+    }
+
+    fn document(
+        &self,
+        assessment: &Assessment,
+        operation: Option<&OperationId>,
+        backups: &BackupsView,
+    ) -> ClusterDocument {
+        let known = Known {
+            config: &self.backup_config,
+            catalogue: &backups.catalogue,
+            results: &self.results,
+            schedules: &backups.schedules,
+            scheduled_since: scheduled_since(&self.settled),
+        };
+        let mut problems = assessment.problems.clone();
+        problems.extend(backup_problems(&known, Timestamp::now()));
         let cluster = &self.state.cluster;
         let flavor_of = |view: &InstanceView| view.last_seen.as_ref().map(|(_, seen)| seen.flavor);
         let flavor = cluster
@@ -247,10 +291,12 @@ impl<S: Store> Controller<S> {
             flavor,
             durability: cluster.durability,
             health: assessment.health.clone(),
-            problems: assessment.problems.clone(),
+            problems,
             why_no_failover: assessment.why_no_failover.clone(),
             ackers: cluster.ackers.iter().cloned().collect(),
             operation: operation.map(ToString::to_string),
+            work: self.errands.values().map(RunningErrand::summary).collect(),
+            newest_backup: backups.catalogue.newest().map(|newest| newest.started.clone()),
             instances: self
                 .views
                 .values()

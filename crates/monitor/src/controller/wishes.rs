@@ -9,9 +9,11 @@ use api::operation::Planned;
 use futures_util::future::join_all;
 use mysql_client::Depth;
 use tokio::sync::mpsc;
-use topology::{InstanceId, Plan, Refusal, operations, switchover};
+use topology::{InstanceId, Plan, Purpose, Refusal, Situation, operations, switchover};
 
 use super::{Controller, Denial, Event, Granted, MONITOR, What, Wish};
+use crate::errands::agents;
+use crate::errands::compose::Composed;
 use crate::store::{Repeatable, Store};
 use crate::watcher::WatcherHandle;
 
@@ -31,6 +33,17 @@ impl<S: Store> Controller<S> {
         let Some(wish) = self.answer_repetition(wish).await else {
             return;
         };
+        if let Some(wish) = self.make_room(wish) {
+            self.gather(wish);
+        }
+    }
+
+    /// What was in the wish's way is gone: everything is looked at again.
+    pub(super) fn on_made_way(&mut self, wish: Box<Wish>) {
+        self.making_way = self.making_way.saturating_sub(1);
+        if self.stopping {
+            return deny(*wish, Denial::Stopping);
+        }
         if let Some(wish) = self.make_room(wish) {
             self.gather(wish);
         }
@@ -57,8 +70,9 @@ impl<S: Store> Controller<S> {
     /// Hands the wish back if nothing is in its way. A person's operation is: the wish is denied. The monitor's
     /// own is soon done: the wish waits.
     fn make_room(&mut self, wish: Box<Wish>) -> Option<Box<Wish>> {
+        let changes_roles = !wish.dry_run && !matches!(wish.what, What::Errand(_));
         let running = self.running.as_ref();
-        match running.filter(|_| !wish.dry_run) {
+        match running.filter(|_| changes_roles) {
             None => return Some(wish),
             Some(running) if running.document.actor == MONITOR && self.waiting.len() < WAITING_LIMIT => {
                 self.waiting.push_back(wish);
@@ -106,6 +120,10 @@ impl<S: Store> Controller<S> {
         let Some(wish) = self.make_room(wish) else {
             return Ok(());
         };
+        if let What::Errand(errand) = &wish.what {
+            let composed = self.compose(errand);
+            return self.begin_wished_errand(*wish, composed).await;
+        }
         let plan = match self.plan(&wish.what) {
             Ok(plan) => plan,
             Err(refusal) => {
@@ -122,11 +140,50 @@ impl<S: Store> Controller<S> {
             let _ = wish.reply.send(Ok(Granted::Planned(Box::new(planned))));
             return Ok(());
         }
+        if let Purpose::Switchover { from, to } = &plan.purpose
+            && let Some((at, what)) = self.in_the_way(from, to).first()
+        {
+            if wish.made_way {
+                let why =
+                    format!("{at} is still busy with {what}, which was told to end: try again in a moment");
+                deny(*wish, Denial::Refused(Refusal::because("under_backup", why)));
+                return Ok(());
+            }
+            return self.make_way(wish, from, to).await;
+        }
         // Two wishes with one key may have been looked into side by side.
         let Some(wish) = self.answer_repetition(wish).await else {
             return Ok(());
         };
         self.begin_wished(*wish, plan).await
+    }
+
+    async fn begin_wished_errand(
+        &mut self,
+        wish: Wish,
+        composed: Result<Composed, Denial>,
+    ) -> anyhow::Result<()> {
+        let Some(wish) = self.answer_repetition(Box::new(wish)).await else {
+            return Ok(());
+        };
+        let composed = match composed {
+            Ok(composed) => composed,
+            Err(denial) => {
+                deny(*wish, denial);
+                return Ok(());
+            }
+        };
+        let repeatable = wish.key.map(|(key, request)| Repeatable {
+            key,
+            request,
+            operation: self.next_operation_id(),
+        });
+        let begun = self.begin_errand(composed, &wish.actor, repeatable, None).await;
+        // The person may have gone; the errand goes on.
+        let _ = wish
+            .reply
+            .send(begun.map(Granted::Accepted).map_err(Denial::Store));
+        Ok(())
     }
 
     async fn begin_wished(&mut self, wish: Wish, plan: Plan) -> anyhow::Result<()> {
@@ -162,9 +219,41 @@ impl<S: Store> Controller<S> {
             What::Detach(id) => operations::detach(&situation, id),
             What::Pause(id) => operations::pause(&situation, id),
             What::Resume(id) => operations::resume(&situation, id),
-            What::Switchover(to) => switchover::switchover(&situation, to.as_ref()),
+            What::Switchover(to) => self.plan_switchover(to.as_ref()),
             What::Stop => operations::quiesce(&situation),
+            What::Errand(_) => Err(Refusal::because(
+                "no_plan",
+                "work of agents has no plan of steps at servers",
+            )),
         }
+    }
+
+    /// A switchover as it is once the backups that give way to it are gone; they are named.
+    fn plan_switchover(&self, to: Option<&InstanceId>) -> Result<Plan, Refusal> {
+        let mut views = self.views.clone();
+        for view in views.values_mut() {
+            let busy = !self.in_the_way(&view.id, &view.id).is_empty();
+            if let Some(look) = view.look.as_mut().filter(|_| busy)
+                && let Ok(seen) = &mut look.result
+                && let Some(preflight) = &mut seen.preflight
+            {
+                preflight.exclusive_work.clear();
+            }
+        }
+        let situation = Situation {
+            instances: &views,
+            ..self.situation()
+        };
+        let mut plan = switchover::switchover(&situation, to)?;
+        if let Purpose::Switchover { from, to } = &plan.purpose {
+            let in_the_way = self.in_the_way(from, to);
+            plan.warnings.extend(
+                in_the_way
+                    .iter()
+                    .map(|(at, what)| format!("{at} is busy with {what}, which is ended first")),
+            );
+        }
+        Ok(plan)
     }
 
     /// Takes up the wishes that waited for an operation to end.
@@ -187,7 +276,10 @@ async fn report_all(agents: &BTreeMap<InstanceId, Client>, events: &mpsc::Sender
 }
 
 async fn report(id: &InstanceId, agent: &Client, events: &mpsc::Sender<Event>) {
-    let report = tokio::time::timeout(REPORT_DEADLINE, agent.get("/api/v1/instance")).await;
+    // Beside the report: what it does for others may be in the way of what is wished.
+    let jobs = tokio::time::timeout(REPORT_DEADLINE, agents::look(id, agent, events));
+    let report = tokio::time::timeout(REPORT_DEADLINE, agent.get("/api/v1/instance"));
+    let (_, report) = futures_util::join!(jobs, report);
     // An agent that does not answer is known by its last heartbeat, whose age is judged.
     let Ok(Ok(report)) = report else { return };
     let event = Event::Reported {

@@ -24,7 +24,7 @@ use crate::store::Store;
 
 /// Who asks, and under which key.
 pub(super) struct Asker {
-    actor: String,
+    pub(super) actor: String,
     key: Option<String>,
     path: String,
 }
@@ -150,7 +150,7 @@ pub(super) async fn stop<S: Store>(
     wish(&app, asker, What::Stop, body.value.dry_run, &body.bytes).await
 }
 
-async fn wish<S: Store>(
+pub(super) async fn wish<S: Store>(
     app: &App<S>,
     asker: Asker,
     what: What,
@@ -164,6 +164,7 @@ async fn wish<S: Store>(
         actor: asker.actor,
         dry_run,
         key: asker.key.map(|key| (key, request)),
+        made_way: false,
         reply,
     };
     app.controller

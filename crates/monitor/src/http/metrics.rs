@@ -8,6 +8,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
+use jiff::Timestamp;
 use topology::observation::{Observation, Receiver};
 use topology::settings::judged_settings;
 use topology::{Flavor, InstanceView, Role, Status};
@@ -23,6 +24,7 @@ pub(super) async fn metrics<S: Store>(State(app): State<Arc<App<S>>>) -> impl In
     let snapshot = snapshot(&app);
     instances(&mut page, &snapshot, app.clock);
     cluster(&mut page, &snapshot);
+    backups(&mut page, &snapshot);
     for (service, count) in app.proxies.counts() {
         page.add(
             "mysql_service_proxy_streams",
@@ -303,6 +305,66 @@ fn cluster(page: &mut Page, snapshot: &Snapshot) {
         ("cluster", document.name.as_str()),
     ];
     page.add("mysql_service_build_info", "The monitor's version.", &labels, 1.0);
+}
+
+/// How the work on backups last ended, and what there is.
+fn backups(page: &mut Page, snapshot: &Snapshot) {
+    let backups = &snapshot.backups;
+    let help = "Long work that agents do for the monitor now.";
+    let running = float(u64::try_from(backups.running).unwrap_or(u64::MAX));
+    page.add("mysql_service_errands_running", help, &[], running);
+    let unix = |time: &str| {
+        let time: Option<Timestamp> = time.parse().ok();
+        time.and_then(|time| u64::try_from(time.as_second()).ok())
+    };
+    for result in &backups.results {
+        let labels = [
+            ("kind", result.kind.as_str()),
+            ("instance_id", result.instance.as_str()),
+        ];
+        let help = "1 when the newest work of this kind was done, 0 when it failed.";
+        page.add("mysql_service_backup_result", help, &labels, flag(result.done));
+        let help = "What the newest work of this kind took.";
+        let seconds = float(result.duration_seconds);
+        page.add("mysql_service_backup_duration_seconds", help, &labels, seconds);
+        if let Some(bytes) = result.bytes {
+            let help = "Bytes that the newest work of this kind stored or read.";
+            page.add("mysql_service_backup_bytes", help, &labels, float(bytes));
+        }
+        if let Some(done) = result.last_done.as_deref().and_then(unix) {
+            let help = "When work of this kind was last done, in seconds since 1970.";
+            page.add(
+                "mysql_service_backup_last_done_timestamp_seconds",
+                help,
+                &labels,
+                float(done),
+            );
+        }
+    }
+    let catalogue = &backups.catalogue;
+    if catalogue.read.is_some() {
+        let help = "Full backups in the store.";
+        let count = float(u64::try_from(catalogue.backups.len()).unwrap_or(u64::MAX));
+        page.add("mysql_service_full_backups", help, &[], count);
+    }
+    if let Some(newest) = catalogue.newest() {
+        let help = "Bytes of the newest full backup as it is stored.";
+        page.add(
+            "mysql_service_newest_backup_stored_bytes",
+            help,
+            &[],
+            float(newest.stored_bytes),
+        );
+        if let Some(started) = unix(&newest.started) {
+            let help = "When the newest full backup began, in seconds since 1970.";
+            page.add(
+                "mysql_service_newest_backup_timestamp_seconds",
+                help,
+                &[],
+                float(started),
+            );
+        }
+    }
 }
 
 #[cfg(test)]

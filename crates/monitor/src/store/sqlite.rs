@@ -1,5 +1,7 @@
 //! The store in one SQLite file: WAL, `synchronous=FULL`, one connection, one process.
 
+mod errands;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -23,7 +25,8 @@ use crate::clock;
 const FILE_NAME: &str = "state.sqlite";
 
 /// Each statement list brings the file from the format of its index to the next one.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE state (
         only INTEGER PRIMARY KEY CHECK (only = 1),
         format INTEGER NOT NULL,
@@ -61,7 +64,9 @@ const MIGRATIONS: &[&str] = &["
         instance TEXT PRIMARY KEY,
         document TEXT NOT NULL
     ) STRICT;
-"];
+",
+    errands::TABLES,
+];
 
 /// How long an answer to a request with an `Idempotency-Key` is kept.
 const REPEATABLE_MILLISECONDS: i64 = 24 * 60 * 60 * 1000;
@@ -303,6 +308,9 @@ fn load(connection: &mut Connection) -> Result<Loaded, StoreError> {
             "list of scheduled events",
             "SELECT instance, document FROM remembered_events",
         )?,
+        errands: errands::in_progress(connection)?,
+        settled: errands::settled(connection)?,
+        results: errands::results(connection)?,
     })
 }
 
@@ -386,6 +394,7 @@ fn apply(connection: &mut Connection, write: &Write) -> Result<Written, StoreErr
             )
             .map_err(sql)?;
     }
+    errands::apply(&transaction, write)?;
     transaction.commit().map_err(sql)?;
     Ok(Written { version, events })
 }

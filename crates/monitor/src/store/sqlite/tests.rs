@@ -32,6 +32,8 @@ fn operation(number: u64) -> OperationDocument {
         steps: Vec::new(),
         outcome: String::new(),
         warnings: Vec::new(),
+        progress: None,
+        result: None,
     }
 }
 
