@@ -1,9 +1,17 @@
 //! The command line: every command, option and example. Nothing is done here.
 
+mod backup;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use topology::{InstanceId, Role};
+
+pub(crate) use backup::{
+    ArchiveForm, Backup, BackupCommand, BackupList, CancelWork, Fetch, FetchCommand, FullBackup,
+    IncrementalBackup, PruneBackups, Restore, RestoreCommand, RestoreFull, RestoreIncremental, ScaleOut,
+    ScaleOutFrom, ShowBackup, VerifyBackup, Waiting, WorkOptions,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -12,6 +20,7 @@ Examples:
   mysql-service status --watch             who is what, how far behind, and what is wrong
   mysql-service switchover --dry-run       what would be done to move the master
   mysql-service switchover --yes           move it, without a question
+  mysql-service backup full                copy the Standby's data into the store
   mysql-service down                       stop what `up` started, without losing anything
 
 Exit codes: 0 done; 1 failed, or the answer is no; 2 usage or configuration;
@@ -60,6 +69,16 @@ pub(crate) enum Command {
     Switchover(Switchover),
     /// Replace a Master that is lost
     Failover(Switchover),
+
+    /// Make an empty instance a running Slave
+    ScaleOut(ScaleOut),
+
+    /// Make, list, check and remove backups
+    Backup(Backup),
+    /// Bring backups from the store into this machine's backup directory
+    Fetch(Fetch),
+    /// Bring an instance's data back
+    Restore(Restore),
 
     /// Run the agent of one database server
     Instance(Daemon),

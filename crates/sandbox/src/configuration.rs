@@ -76,11 +76,7 @@ pub(crate) fn instance(
     ] {
         set(key, path(&folder.join(name))?);
     }
-    let store = layout.backup_store();
-    set(
-        "backup_store",
-        format!("file://{}", store.to_str().context("the directory is not UTF-8")?).into(),
-    );
+    set("backup_store", backup_store(layout)?);
     if let Some(template) = template {
         set("template_directory", path(template)?);
     }
@@ -114,6 +110,9 @@ pub(crate) fn monitor(layout: &Layout, settings: &Settings, tuning: &Tuning) -> 
         // The read-only service has nowhere else to lead.
         table.insert("slave_fallback".to_owned(), "master".into());
     }
+    let mut backup = Table::new();
+    backup.insert("store".to_owned(), backup_store(layout)?);
+    table.insert("backup".to_owned(), backup.into());
     let mut application = Table::new();
     application.insert("database".to_owned(), APPLICATION.into());
     application.insert("user".to_owned(), APPLICATION.into());
@@ -142,6 +141,12 @@ pub(crate) fn monitor(layout: &Layout, settings: &Settings, tuning: &Tuning) -> 
         });
     table.insert("instances".to_owned(), Value::Array(instances.collect()));
     finish(table, &tuning.monitor)
+}
+
+/// The store of the cluster, as its agents and its monitor have it.
+fn backup_store(layout: &Layout) -> Result<Value> {
+    let store = layout.backup_store();
+    Ok(format!("file://{}", store.to_str().context("the directory is not UTF-8")?).into())
 }
 
 /// One proxy.

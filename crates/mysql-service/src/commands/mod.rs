@@ -1,16 +1,21 @@
 //! One file a command. Each asks the monitor, or runs a part of the product, and says what came of it.
 
+mod backup;
 mod change;
 mod completions;
 mod daemons;
 mod doctor;
 mod down;
 mod events;
+mod progress;
+mod restore;
 mod role;
+mod scale_out;
 mod status;
 mod switchover;
 mod topology;
 mod up;
+mod work;
 
 use std::future::Future;
 
@@ -39,6 +44,11 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Resume(options) => block_on(change::instance("resume", &options)),
         Command::Switchover(options) => block_on(switchover::run(&options)),
         Command::Failover(options) => block_on(switchover::failover(&options)),
+
+        Command::ScaleOut(options) => block_on(scale_out::run(&options)),
+        Command::Backup(options) => block_on(backup::run(&options)),
+        Command::Fetch(options) => block_on(backup::fetch(&options)),
+        Command::Restore(options) => block_on(restore::run(&options)),
 
         Command::Instance(options) => daemons::instance(&options),
         Command::Monitor(options) => daemons::monitor(&options),

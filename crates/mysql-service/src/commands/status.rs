@@ -9,6 +9,7 @@ use api::cluster::{ClusterDocument, InstanceDocument};
 use topology::{Role, Status};
 
 use crate::cli::{self, Output};
+use crate::commands::progress::describe;
 use crate::failure::Failure;
 use crate::output::{Cell, Style, Table};
 use crate::{client, output};
@@ -77,6 +78,18 @@ pub(crate) fn render(cluster: &ClusterDocument, style: Style) -> String {
     }
     if let Some(operation) = &cluster.operation {
         let _ = writeln!(text, "\nRunning: {operation}");
+    }
+    for work in &cluster.work {
+        let progress = work.progress.as_ref().map_or_else(String::new, |progress| {
+            format!(
+                " ({})",
+                describe(&progress.step, progress.done_bytes, progress.total_bytes)
+            )
+        });
+        let _ = writeln!(text, "\nRunning: {}: {}{progress}", work.operation, work.title);
+    }
+    if let Some(newest) = &cluster.newest_backup {
+        let _ = writeln!(text, "\nNewest full backup: {newest}");
     }
     text
 }
@@ -180,6 +193,8 @@ pub(crate) mod tests {
             why_no_failover: Vec::new(),
             ackers: Vec::new(),
             operation: None,
+            work: Vec::new(),
+            newest_backup: None,
             instances,
         }
     }
