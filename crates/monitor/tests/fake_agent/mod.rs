@@ -140,6 +140,7 @@ fn report(id: &InstanceId) -> InstanceReport {
         disk_total_bytes: 1,
         wall_clock_unix_milliseconds: u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap(),
         generation: Generation::ZERO,
+        upgraded_from: None,
     }
 }
 
