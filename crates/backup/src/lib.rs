@@ -7,6 +7,7 @@ pub mod full;
 pub mod manifest;
 pub mod pack;
 pub mod replay;
+pub mod restore;
 pub mod store;
 pub mod throttle;
 pub mod unpack;

@@ -44,7 +44,7 @@ pub enum UnpackError {
 /// Reads a segment to its end and holds it against the `expected` files. Into `directory` if one is given;
 /// else nothing is written, and everything is checked all the same.
 ///
-/// Files are created, never overwritten, and are durable on return; their directories are not synced.
+/// Files are created, never overwritten, and are not durable yet on return.
 ///
 /// # Errors
 /// When anything differs, the input fails, or the directory cannot be written.
@@ -154,10 +154,7 @@ impl OpenFile {
     fn finish(mut self, expected: &File) -> Result<(), UnpackError> {
         let length = self.length;
         // A file may end in a hole.
-        self.write(|file| {
-            file.set_len(length)?;
-            file.sync_all()
-        })?;
+        self.write(|file| file.set_len(length))?;
         let sha256 = hex(&self.hasher.finalize());
         let what = if length != expected.length {
             format!("has {length} bytes, its manifest says {}", expected.length)

@@ -4,8 +4,7 @@ use std::fs::File;
 use std::future::Future;
 use std::path::Path;
 
-use anyhow::{Context as _, bail, ensure};
-use api::client::Client;
+use anyhow::{Context as _, bail};
 use mysql_client::credentials::SecretFile;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -13,20 +12,19 @@ use service_manager::ServiceManager;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use topology::Generation;
 use topology::observation::ServerState;
-use topology::{Generation, Incarnation};
 
 use crate::announce::{announce, announce_end};
 use crate::binaries::Binaries;
 use crate::children::reap_orphans;
 use crate::config::{FlavorChoice, InstanceConfig};
-use crate::configuration_file;
-use crate::data_directory::{self, Contents, Start};
-use crate::driver::{Driver, Event, Parts};
+use crate::data_directory::Contents;
+use crate::driver::{Driver, Ended, Event, Parts};
+use crate::fill::{Filling, bring_about, refill};
 use crate::heartbeat;
 use crate::http;
-use crate::identity::Identity;
-use crate::initialise::{self, Initialisation};
+use crate::initialise;
 use crate::jobs::{Jobs, Tools};
 use crate::last_words;
 use crate::notes::Notes;
@@ -93,6 +91,8 @@ pub async fn run(
         launcher: launcher.clone(),
         secrets: secrets.clone(),
         reporter: reporter.clone(),
+        monitors: monitors.clone(),
+        driver: driver.clone(),
     })?;
     let routes = http::router(driver.clone(), reporter.clone(), jobs.clone(), &token);
     around.spawn(async move {
@@ -120,11 +120,15 @@ pub async fn run(
         launcher,
     };
     let stopping = shutdown.clone();
-    let attempt = serve(
-        starter, secrets, &monitors, contents, &publish, &reporter, events, shutdown,
-    );
+    let parts = Filling {
+        starter: &starter,
+        secrets: &secrets,
+        monitors: &monitors,
+        publish: &publish,
+        reporter: &reporter,
+    };
     around.spawn(end_jobs(jobs.clone(), stopping));
-    let outcome = attempt.await;
+    let outcome = Box::pin(serve(&parts, &contents, events, shutdown)).await;
     jobs.end_all().await;
     if let Err(error) = &outcome {
         last_words::leave(&run_directory, Some(&format!("{error:#}")));
@@ -171,55 +175,56 @@ async fn end_jobs(jobs: Jobs, mut shutdown: watch::Receiver<bool>) {
 
 const LAST_WORDS_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// The start that the disk asks for, then the driver until the end.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the parts of an agent, put together once"
-)]
+/// The start that the disk asks for, then the driver until the end; again after each order to restore.
 async fn serve(
-    starter: Starter,
-    secrets: SecretFile,
-    monitors: &[Client],
-    contents: Contents,
-    publish: &watch::Sender<Snapshot>,
-    reporter: &Reporter,
-    events: mpsc::Receiver<Event>,
+    parts: &Filling<'_>,
+    contents: &Contents,
+    mut events: mpsc::Receiver<Event>,
     mut shutdown: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let Some(mut identity) = unless_stopped(
-        &mut shutdown,
-        bring_about(&starter, &secrets, monitors, &contents, publish, reporter),
-    )
-    .await
-    .transpose()?
-    else {
+    let starter = parts.starter;
+    let first = unless_stopped(&mut shutdown, Box::pin(bring_about(parts, contents, &mut events))).await;
+    let Some(mut identity) = first.transpose()? else {
         tracing::info!("stopped before the server was started");
         return Ok(());
     };
-    let notes = Notes::load(&starter.config.run_directory, &identity.incarnation)?;
-    let adopted = starter.adopt(&notes).await?;
-    if adopted.is_none() {
-        let say = |detail| publish.send_modify(|snapshot| snapshot.detail = detail);
-        let upgrade = upgrade::before_start(&starter, &secrets, &mut identity, say);
-        if unless_stopped(&mut shutdown, upgrade)
-            .await
-            .transpose()?
-            .is_none()
-        {
-            tracing::warn!("stopped in an upgrade, which the next start begins again");
-            return Ok(());
+    loop {
+        let notes = Notes::load(&starter.config.run_directory, &identity.incarnation)?;
+        let adopted = starter.adopt(&notes).await?;
+        if adopted.is_none() {
+            let say = |detail| parts.publish.send_modify(|snapshot| snapshot.detail = detail);
+            let upgrade = upgrade::before_start(starter, parts.secrets, &mut identity, say);
+            if unless_stopped(&mut shutdown, upgrade)
+                .await
+                .transpose()?
+                .is_none()
+            {
+                tracing::warn!("stopped in an upgrade, which the next start begins again");
+                return Ok(());
+            }
+        }
+        let driver = Driver::new(Parts {
+            starter: starter.clone(),
+            secrets: parts.secrets.clone(),
+            monitors: parts.monitors.to_vec(),
+            identity,
+            notes,
+            publish: parts.publish.clone(),
+            events,
+        });
+        match driver.run(adopted, shutdown.clone()).await? {
+            Ended::Stopped => return Ok(()),
+            Ended::Refill { order, events: rest } => {
+                events = rest;
+                let filled = unless_stopped(&mut shutdown, Box::pin(refill(parts, order, &mut events))).await;
+                let Some(filled) = filled else {
+                    tracing::info!("stopped before the restore was complete");
+                    return Ok(());
+                };
+                identity = filled;
+            }
         }
     }
-    let driver = Driver::new(Parts {
-        starter,
-        secrets,
-        monitors: monitors.to_vec(),
-        identity,
-        notes,
-        publish: publish.clone(),
-        events,
-    });
-    driver.run(adopted, shutdown).await
 }
 
 /// `None` when the stop came first; the work is given up.
@@ -229,81 +234,6 @@ async fn unless_stopped<T>(shutdown: &mut watch::Receiver<bool>, work: impl Futu
         // A sender that is gone will never say to stop.
         Ok(()) = async { shutdown.wait_for(|stop| *stop).await.map(drop) } => None,
     }
-}
-
-/// Sees that there is a complete data directory, and whose it is.
-async fn bring_about(
-    starter: &Starter,
-    secrets: &SecretFile,
-    monitors: &[Client],
-    contents: &Contents,
-    publish: &watch::Sender<Snapshot>,
-    reporter: &Reporter,
-) -> anyhow::Result<Identity> {
-    let config = &starter.config;
-    if let Some(directory) = &config.extra_configuration_directory {
-        configuration_file::check_extra_settings(directory)?;
-    }
-    match data_directory::decide(contents, &config.id) {
-        Start::Start(identity) => {
-            tracing::info!(incarnation = %identity.incarnation, "the data directory is complete: starting on it");
-            Ok(identity)
-        }
-        Start::Initialise { again } => {
-            if again {
-                tracing::warn!("an initialisation was interrupted: beginning it again");
-            } else {
-                tracing::info!("the data directory is empty and there is no backup: initialising");
-            }
-            publish.send_modify(|snapshot| snapshot.state = ServerState::Initialising);
-            refuse_to_forget(config, monitors, reporter).await?;
-            let identity = initialise::initialise(&Initialisation {
-                config,
-                binaries: &starter.binaries,
-                secrets,
-                launcher: &starter.launcher,
-            })
-            .await?;
-            publish.send_modify(|snapshot| {
-                snapshot.identity = Some(identity.clone());
-                snapshot.state = ServerState::Starting;
-            });
-            Ok(identity)
-        }
-        Start::Restore { backups } => bail!(
-            "the data directory `{}` is empty and there are backups ({}), so the newest would have to be restored, \
-             which this version cannot do yet. Nothing was changed. Restore it by hand, or move the backups away to \
-             begin with an empty server",
-            config.data_directory.display(),
-            backups.join(", ")
-        ),
-        Start::Unclear(why) => bail!("`{}`: {why}", config.data_directory.display()),
-    }
-}
-
-/// An instance that the cluster knows with data is not silently made anew.
-async fn refuse_to_forget(
-    config: &InstanceConfig,
-    monitors: &[Client],
-    reporter: &Reporter,
-) -> anyhow::Result<()> {
-    if config.force_new {
-        tracing::warn!("force_new: not asking whether this instance had data");
-        return Ok(());
-    }
-    let replies = heartbeat::ask_once(monitors, &reporter.report()).await;
-    let known: Option<Incarnation> = replies.into_iter().find_map(|reply| reply.registered_incarnation);
-    ensure!(
-        known.is_none(),
-        "the cluster knows {} with data (incarnation {}), but `{}` is empty. Mount its volume; or, if the data is \
-         gone, unregister the instance or start its agent once with `--set force_new=true`",
-        config.id,
-        known
-            .map(|incarnation| incarnation.to_string())
-            .unwrap_or_default(),
-        config.data_directory.display()
-    );
-    Ok(())
 }
 
 /// The binaries that were asked for; without a wish, those of the flavor that the data is of.

@@ -108,6 +108,13 @@ pub struct InstanceConfig {
     /// Whether an empty data directory is filled from the store when the local backup directory has no backup.
     #[serde(default)]
     pub restore_from_store: bool,
+    /// Whether an empty data directory is filled with a backup of another cluster, too.
+    #[serde(default)]
+    pub restore_foreign_cluster: bool,
+    /// Where MySQL's clones and the restores of checks are put for a while; none: see
+    /// [`InstanceConfig::staging`].
+    #[serde(default)]
+    pub backup_staging_directory: Option<PathBuf>,
     /// How the segments of full backups are compressed.
     #[serde(default)]
     pub backup_compression: Compression,
@@ -503,6 +510,8 @@ mod tests {
             "backup_store",
             "backup_store_options",
             "restore_from_store",
+            "restore_foreign_cluster",
+            "backup_staging_directory",
             "backup_compression",
             "backup_compression_level",
             "backup_threads",

@@ -17,6 +17,7 @@ use topology::{Flavor, Incarnation, InstanceId};
 
 use crate::config::InstanceConfig;
 use crate::identity::{self, Identity, IdentityError};
+use crate::restore::Marker;
 
 /// The file that is in a data directory from before the first byte of an initialisation until after the last.
 /// Servers of both flavors ignore names that begin with a dot.
@@ -34,6 +35,9 @@ pub struct Contents {
     pub initialising: bool,
     /// Whether a restore began and did not end.
     pub restoring: bool,
+    /// Whose binlogs the interrupted restore may throw away: those of the data that it makes, and of the data
+    /// that was given up for it.
+    pub restoring_over: Vec<Incarnation>,
     /// Whose data it is.
     pub identity: Option<Identity>,
     /// Why the identity, or a mark of the logs, cannot be read.
@@ -111,7 +115,12 @@ fn resume(contents: &Contents) -> Start {
                 .to_owned(),
         );
     }
-    if contents.binlogs > 0 || contents.relay_logs > 0 {
+    // A restored server writes its first binlog before the restore is complete.
+    let own_logs = contents
+        .binlogs_of
+        .as_ref()
+        .is_some_and(|incarnation| contents.restoring && contents.restoring_over.contains(incarnation));
+    if !own_logs && (contents.binlogs > 0 || contents.relay_logs > 0) {
         return Start::Unclear(
             "filling the data directory was interrupted, yet there are binlogs or relay logs, which only a finished \
              server writes. Save these logs and empty their directories, or put the data back"
@@ -185,6 +194,11 @@ impl Contents {
         let mut all = names(&config.data_directory)?;
         contents.initialising = take(&mut all, INITIALISING_MARKER);
         contents.restoring = take(&mut all, RESTORING_MARKER);
+        if let Some(marker) = Marker::read(config)? {
+            contents.restoring_over = std::iter::once(marker.incarnation)
+                .chain(marker.discard)
+                .collect();
+        }
         take(&mut all, "lost+found");
         contents.system = system(&all);
         contents.names = all;
@@ -255,18 +269,19 @@ fn is_log(name: &str, beginning: &str) -> bool {
         .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// Full backups that are complete: a directory with its manifest, or a single file with its manifest beside it.
+/// Full backups that are complete: a folder with its manifest, or a single file.
 fn backups(directory: &Path) -> anyhow::Result<Vec<String>> {
-    let mut found = Vec::new();
-    for folder in [directory.to_path_buf(), directory.join("full")] {
-        let all = names(&folder)?;
-        for name in &all {
-            let path = folder.join(name);
-            let archive = name.ends_with("_bak.tar.gz");
-            if (name.ends_with("_bak") && path.join("manifest.json").is_file()) || (archive && path.is_file())
-            {
-                found.push(path.display().to_string());
-            }
+    let folder = directory.join("full");
+    let mut found: Vec<String> = names(&folder)?
+        .into_iter()
+        .map(|name| folder.join(name))
+        .filter(|path| path.join("manifest.json").is_file())
+        .map(|path| path.display().to_string())
+        .collect();
+    for name in names(directory)? {
+        let path = directory.join(&name);
+        if name.ends_with("_bak.tar.gz") && path.is_file() {
+            found.push(path.display().to_string());
         }
     }
     Ok(found)
@@ -361,6 +376,11 @@ mod tests {
         assert_eq!(changed(|c| c.restoring = true, &interrupted), "unclear");
         interrupted.initialising = false;
         interrupted.restoring = true;
+        assert_eq!(kind(&interrupted), "restore");
+        // Binlogs of the data that the restore makes, or that it was to replace, are its own to throw away.
+        interrupted.binlogs = 1;
+        assert_eq!(kind(&interrupted), "unclear");
+        interrupted.restoring_over = interrupted.binlogs_of.clone().into_iter().collect();
         assert_eq!(kind(&interrupted), "restore");
     }
 

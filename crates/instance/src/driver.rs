@@ -8,6 +8,7 @@ mod hearing;
 mod jobs;
 mod starting;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::agent::{ApplicationRequest, HeartbeatReply, ScheduledEvent};
@@ -20,16 +21,18 @@ use rustix::process::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use topology::observation::ServerState;
-use topology::{AccountNumber, Version};
+use topology::{AccountNumber, Incarnation, Version};
 
 use self::jobs::{Done, administer, answer, ask_for_switchover};
 use crate::config::InstanceConfig;
 use crate::fence::{Closed, Verdict};
 use crate::identity::Identity;
+use crate::jobs::Job;
 use crate::lifecycle::{self, Decision, Restarts, Wish};
 use crate::misfit::SecretsMisfit;
 use crate::notes::Notes;
 use crate::report::Snapshot;
+use crate::restore::Wanted;
 use crate::server::{self, Exit, Process, RESTART_ME};
 use crate::sessions::RootSessions;
 use crate::start::Starter;
@@ -46,6 +49,36 @@ pub(crate) enum Event {
     Asked {
         request: Request,
         reply: oneshot::Sender<Result<Answer, Refusal>>,
+    },
+    /// The data is to be replaced by a backup.
+    Restore(Box<Order>),
+}
+
+/// An order to throw the data away and to restore a backup in its place.
+#[derive(Debug)]
+pub(crate) struct Order {
+    /// What to restore.
+    pub(crate) wanted: Wanted,
+    /// The data that is given up for it; `None`: there must be none.
+    pub(crate) discard: Option<Incarnation>,
+    /// Whoever wants to know how it goes.
+    pub(crate) job: Arc<Job>,
+    /// Told whether the order is taken.
+    pub(crate) taken: oneshot::Sender<Result<(), String>>,
+    /// Told how it ended.
+    pub(crate) done: oneshot::Sender<Result<Identity, String>>,
+}
+
+/// How a driver ended.
+pub(crate) enum Ended {
+    /// The agent was told to stop.
+    Stopped,
+    /// The server is stopped, and its data is to be replaced.
+    Refill {
+        /// By what.
+        order: Box<Order>,
+        /// For the next driver.
+        events: mpsc::Receiver<Event>,
     },
 }
 
@@ -123,6 +156,8 @@ pub(crate) struct Driver {
     /// Until when a switchover is waited for before the stop.
     leaving: Option<Instant>,
     shutting_down: bool,
+    /// An order that was taken: the server is stopped for it.
+    refill: Option<Box<Order>>,
     log_offset: u64,
     /// What the data was upgraded from, and when that had ended.
     upgraded: Option<(Version, Instant)>,
@@ -174,6 +209,7 @@ impl Driver {
             keeping: false,
             leaving: None,
             shutting_down: false,
+            refill: None,
             log_offset: 0,
             upgraded: None,
             first_start: true,
@@ -189,7 +225,7 @@ impl Driver {
         mut self,
         adopted: Option<Process>,
         mut shutdown: watch::Receiver<bool>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Ended> {
         match adopted {
             Some(process) => self.begin(process, true),
             None => self.start().await?,
@@ -197,8 +233,16 @@ impl Driver {
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            if self.shutting_down && matches!(self.phase, Phase::Stopped) {
-                return Ok(());
+            if matches!(self.phase, Phase::Stopped) {
+                if self.shutting_down {
+                    return Ok(Ended::Stopped);
+                }
+                if let Some(order) = self.refill.take() {
+                    return Ok(Ended::Refill {
+                        order,
+                        events: self.events,
+                    });
+                }
             }
             if let Some(misfit) = self.misfit.take() {
                 return Err(self.give_up(misfit).await);
@@ -465,6 +509,33 @@ impl Driver {
                 self.on_asked(request, reply);
                 Ok(())
             }
+            Event::Restore(order) => {
+                self.on_order(order);
+                Ok(())
+            }
+        }
+    }
+
+    /// Stops the server for a restore, if it is this data that is given up.
+    fn on_order(&mut self, mut order: Box<Order>) {
+        let own = &self.identity.incarnation;
+        let refusal = if self.shutting_down || self.refill.is_some() {
+            Some("the server is being stopped already".to_owned())
+        } else if order.discard.as_ref() == Some(own) {
+            None
+        } else {
+            Some(format!(
+                "the data directory is not empty: it is of the incarnation {own}; name that one if it may be thrown \
+                 away"
+            ))
+        };
+        // Whoever ordered it may be gone, and with it the order.
+        let (taken, _) = oneshot::channel();
+        let told = std::mem::replace(&mut order.taken, taken).send(refusal.clone().map_or(Ok(()), Err));
+        if refusal.is_none() && told.is_ok() {
+            tracing::warn!(incarnation = %own, "stopping the server: its data is given up for a restore");
+            self.refill = Some(order);
+            self.stop();
         }
     }
 

@@ -91,7 +91,7 @@ pub async fn initialise(request: &Initialisation<'_>) -> anyhow::Result<Identity
     let mut identity = Identity::new(config.id.clone(), binaries.flavor, binaries.version)?;
     prepare_directories(config, request.launcher)?;
     begin(config, request.launcher)?;
-    clear(&config.data_directory).await?;
+    clear(&config.data_directory, INITIALISING_MARKER).await?;
     if let Some(template) = &config.template_directory {
         tracing::info!(template = %template.display(), "copying an initialised data directory");
         identity.version = copy_template(template, config, binaries.flavor)?;
@@ -146,19 +146,19 @@ fn begin(config: &InstanceConfig, launcher: &Launcher) -> anyhow::Result<()> {
 }
 
 /// Empties the data directory but for the marker, after seeing that nobody works in it.
-async fn clear(directory: &Path) -> anyhow::Result<()> {
+pub(crate) async fn clear(directory: &Path, marker: &str) -> anyhow::Result<()> {
     let left = server::end_work_in(directory)
         .await
-        .context("end what an interrupted initialisation left behind")?;
+        .context("end what interrupted work left behind")?;
     if left > 0 {
-        tracing::warn!("ended {left} processes that an interrupted initialisation left behind");
+        tracing::warn!("ended {left} processes that interrupted work left behind");
     }
     if let Some(pid) = server::who_stays_in(directory)
         .await
         .context("look for processes in the data directory")?
     {
         bail!(
-            "the process {pid} works in the data directory `{}`, and no initialisation of ours started it: stop it \
+            "the process {pid} works in the data directory `{}`, and no work of ours started it: stop it \
              first",
             directory.display()
         );
@@ -166,7 +166,7 @@ async fn clear(directory: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(directory).with_context(|| format!("look into `{}`", directory.display()))? {
         let entry = entry.with_context(|| format!("look into `{}`", directory.display()))?;
         let name = entry.file_name();
-        if name == INITIALISING_MARKER || name == "lost+found" {
+        if name == marker || name == "lost+found" {
             continue;
         }
         let path = entry.path();
@@ -213,7 +213,7 @@ impl Drop for Bound {
     }
 }
 
-fn option(name: &str, value: &Path) -> OsString {
+pub(crate) fn option(name: &str, value: &Path) -> OsString {
     let mut option = OsString::from(name);
     option.push("=");
     option.push(value);
@@ -289,29 +289,61 @@ async fn start_for_users(
     launcher: &Launcher,
     settings: &Path,
 ) -> anyhow::Result<Bound> {
-    let config = request.config;
     let mut arguments = vec![option("--defaults-file", settings)];
     arguments.extend(["--skip-networking", "--skip-log-bin"].map(OsString::from));
-    let log = config.error_log();
-    let offset = server::log_length(&log);
-    let process = Bound(launcher.start(&request.binaries.server, &arguments, &log).await?);
+    let login = Login::new("root", Password::new(""));
+    start_alone(
+        launcher,
+        request.binaries,
+        request.config,
+        &arguments,
+        &login,
+        START_LIMIT,
+    )
+    .await
+}
+
+/// Starts a server for the time of a work, and waits until it answers: also that it does not let `login` in.
+pub(crate) async fn start_alone(
+    launcher: &Launcher,
+    binaries: &Binaries,
+    config: &InstanceConfig,
+    arguments: &[OsString],
+    login: &Login,
+    limit: Duration,
+) -> anyhow::Result<Bound> {
+    let (log, socket) = (config.error_log(), config.socket());
+    start_alone_at(launcher, binaries, &log, &socket, arguments, login, limit).await
+}
+
+/// The same, wherever its log and its socket are.
+pub(crate) async fn start_alone_at(
+    launcher: &Launcher,
+    binaries: &Binaries,
+    log: &Path,
+    socket: &Path,
+    arguments: &[OsString],
+    login: &Login,
+    limit: Duration,
+) -> anyhow::Result<Bound> {
+    let offset = server::log_length(log);
+    let process = Bound(launcher.start(&binaries.server, arguments, log).await?);
     let answers = async {
-        let endpoint = Endpoint::Socket(config.socket());
-        let login = Login::new("root", Password::new(""));
+        let endpoint = Endpoint::Socket(socket.to_path_buf());
         // The socket appears when the server is ready.
-        while Server::connect(&endpoint, &login, Duration::from_secs(5))
-            .await
-            .is_err()
-        {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        loop {
+            match Server::connect(&endpoint, login, Duration::from_secs(5)).await {
+                Ok(_) | Err(mysql_client::Error::AccessDenied { .. }) => return,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
         }
     };
     tokio::select! {
-        exit = process.0.wait() => Err(failure(&format!("the new server {exit}"), &log, offset)),
-        answered = tokio::time::timeout(START_LIMIT, answers) => match answered {
+        exit = process.0.wait() => Err(failure(&format!("the new server {exit}"), log, offset)),
+        answered = tokio::time::timeout(limit, answers) => match answered {
             Ok(()) => Ok(process),
             Err(_) => Err(failure(
-                &format!("the new server did not answer within {} s", START_LIMIT.as_secs()), &log, offset)),
+                &format!("the new server did not answer within {} s", limit.as_secs()), log, offset)),
         },
     }
 }
@@ -478,7 +510,7 @@ fn finish(config: &InstanceConfig, launcher: &Launcher, identity: &Identity) -> 
     files::remove_durably(&data.join(INITIALISING_MARKER)).context("remove the marker of the initialisation")
 }
 
-fn sync_tree(directory: &Path) -> io::Result<()> {
+pub(crate) fn sync_tree(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let kind = entry.file_type()?;
@@ -503,7 +535,7 @@ mod tests {
         fs::write(path.join("ibdata1"), "").unwrap();
         fs::create_dir_all(path.join("mysql/deep")).unwrap();
         std::os::unix::fs::symlink("/etc", path.join("link")).unwrap();
-        clear(path).await.unwrap();
+        clear(path, INITIALISING_MARKER).await.unwrap();
         let names: Vec<_> = fs::read_dir(path)
             .unwrap()
             .map(|entry| entry.unwrap().file_name())

@@ -8,24 +8,30 @@
 //! take the disk away from them. [`Work::ArchiveNow`] alone goes beside any. A job that the journal calls running
 //! when an agent starts was ended with the agent before: it failed, and what it left in the store is not a backup.
 
+mod clone;
 mod full_backup;
 mod journal;
-mod mariadb_backup;
+pub(crate) mod mariadb_backup;
 mod progress;
+mod restore_full;
+mod throwaway;
 mod work;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use api::client::Client;
 use api::job::{JobDocument, JobRequest, JobState, Jobs as JobList, Work};
 use mysql_client::credentials::SecretFile;
+use tokio::sync::mpsc;
 use topology::JobId;
 
 use self::journal::Journal;
 pub(crate) use self::progress::Job;
 use crate::binaries::Binaries;
 use crate::config::InstanceConfig;
+use crate::driver::Event;
 use crate::report::Reporter;
 use crate::server::Launcher;
 
@@ -36,6 +42,8 @@ pub(crate) struct Tools {
     pub(crate) launcher: Launcher,
     pub(crate) secrets: SecretFile,
     pub(crate) reporter: Reporter,
+    pub(crate) monitors: Vec<Client>,
+    pub(crate) driver: mpsc::Sender<Event>,
 }
 
 /// The agent's jobs; cheap to clone.

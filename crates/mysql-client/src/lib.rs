@@ -10,11 +10,13 @@
 
 mod accounts;
 pub mod binlog;
+mod clone;
 mod connection;
 pub mod credentials;
 mod error;
 mod events;
 mod gate;
+mod history;
 mod observe;
 pub mod replay;
 mod replication;

@@ -18,12 +18,12 @@ use topology::{Address, Flavor};
 
 #[tokio::test]
 async fn mariadb() {
-    both_servers(Flavor::Mariadb).await;
+    Box::pin(both_servers(Flavor::Mariadb)).await;
 }
 
 #[tokio::test]
 async fn mysql() {
-    both_servers(Flavor::Mysql).await;
+    Box::pin(both_servers(Flavor::Mysql)).await;
 }
 
 /// What the pair above has by default, the other way round: MariaDB with TLS, MySQL without, where a login

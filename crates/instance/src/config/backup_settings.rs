@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::thread;
 
 use backup::manifest::Packing;
@@ -66,6 +67,17 @@ impl InstanceConfig {
         })
     }
 
+    /// Where MySQL's clones and the restores of checks are put for a while: beside the data directory, on whose file
+    /// system there is room for the data a second time or the clone is refused.
+    #[must_use]
+    pub fn staging(&self) -> PathBuf {
+        self.backup_staging_directory.clone().unwrap_or_else(|| {
+            let mut path = self.data_directory.clone().into_os_string();
+            path.push("_staging");
+            PathBuf::from(path)
+        })
+    }
+
     /// The store, if one is configured. No request is made yet.
     ///
     /// # Errors
@@ -98,6 +110,13 @@ impl InstanceConfig {
         }
         if self.backup_limit_bytes_per_second == Some(0) {
             return invalid("backup_limit_bytes_per_second must not be 0".to_owned());
+        }
+        let staging = self.staging();
+        if !staging.is_absolute() || staging.starts_with(&self.data_directory) {
+            return invalid(format!(
+                "backup_staging_directory = `{}` must be an absolute path outside of data_directory",
+                staging.display()
+            ));
         }
         if self.restore_from_store && self.backup_store.is_none() {
             return invalid("restore_from_store needs backup_store".to_owned());

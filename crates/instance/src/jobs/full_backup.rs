@@ -14,12 +14,13 @@ use backup::store::Store;
 use backup::throttle::{Rate, Stop};
 use backup::xbstream::Reader;
 use jiff::Timestamp;
-use mysql_client::{Endpoint, Server};
+use mysql_client::{Depth, Endpoint, Server};
 use serde_json::json;
 use topology::gtid::{BinlogState, GtidPosition, MariadbHistory, Transactions};
 use topology::observation::ServerState;
 use topology::{ClusterId, Flavor};
 
+use super::clone;
 use super::mariadb_backup::Tool;
 use super::progress::Cancellable;
 use super::{Job, JobError, Outcome, Tools};
@@ -43,12 +44,7 @@ pub(super) async fn full_backup(
             "backups as one tar.gz are not something that this version can do yet".to_owned(),
         ));
     }
-    if tools.binaries.flavor == Flavor::Mysql {
-        return Err(JobError::Refused(
-            "full backups of MySQL servers are not something that this version can do yet".to_owned(),
-        ));
-    }
-    let tool = Tool::find(tools).await?;
+    let method = Method::find(tools).await?;
     let begun = Begun::begin(
         &ready.store,
         &ready.cluster,
@@ -67,7 +63,7 @@ pub(super) async fn full_backup(
         ),
     };
     let made = tokio::select! {
-        made = make(tools, job, &ready, &begun, &tool, &plan) => made,
+        made = make(tools, job, &ready, &begun, &method, &plan) => made,
         never = keep_noting(&begun) => match never {},
     };
     match made {
@@ -121,17 +117,90 @@ impl Ready {
     }
 }
 
+/// How the server's data is copied.
+enum Method {
+    /// Streamed by the tool.
+    MariadbBackup(Tool),
+    /// Copied by the server itself into the staging directory.
+    Clone,
+}
+
+impl Method {
+    async fn find(tools: &Tools) -> Result<Self, JobError> {
+        match tools.binaries.flavor {
+            Flavor::Mariadb => Ok(Self::MariadbBackup(Tool::find(tools).await?)),
+            Flavor::Mysql => {
+                clone::check(tools, &mut connect(tools).await?).await?;
+                Ok(Self::Clone)
+            }
+        }
+    }
+}
+
+/// What was copied, and where it ends.
+pub(super) struct Copied {
+    pub(super) stored: Stored,
+    pub(super) position: BackupPosition,
+    pub(super) tool: ManifestTool,
+}
+
 async fn make(
     tools: &Arc<Tools>,
     job: &Arc<Job>,
     ready: &Ready,
     begun: &Begun,
-    tool: &Tool,
+    method: &Method,
     plan: &PackingPlan,
 ) -> Result<Manifest, JobError> {
     let started = Timestamp::now();
     let mut server = connect(tools).await?;
-    let before = binlog_state(&mut server).await?;
+    let Copied {
+        stored,
+        position,
+        tool,
+    } = match method {
+        Method::MariadbBackup(tool) => stream(tools, job, begun, &mut server, tool, plan).await?,
+        Method::Clone => clone::copy(tools, job, begun, &mut server, plan).await?,
+    };
+    job.step("completing", None);
+    let observed = server
+        .observe(Depth::Ordinary)
+        .await
+        .context("ask the server who it is")?;
+    let manifest = Manifest {
+        format: MANIFEST_FORMAT,
+        id: begun.id().clone(),
+        cluster: ready.cluster.clone(),
+        source: Source {
+            instance: tools.config.id.clone(),
+            incarnation: ready.identity.incarnation.clone(),
+            server_id: ready.identity.server_id,
+            server_uuid: observed.server_uuid,
+            flavor: observed.flavor,
+            version: observed.version,
+        },
+        started,
+        ended: Timestamp::now(),
+        position,
+        tool,
+        packing: plan.packing,
+        segments: stored.segments,
+        files: stored.files,
+    };
+    begun.finish(&manifest).await?;
+    Ok(manifest)
+}
+
+/// The tool's stream into the store.
+async fn stream(
+    tools: &Arc<Tools>,
+    job: &Arc<Job>,
+    begun: &Begun,
+    server: &mut Server,
+    tool: &Tool,
+    plan: &PackingPlan,
+) -> Result<Copied, JobError> {
+    let before = binlog_state(server).await?;
     let log = log_file(tools, begun);
     let total = data_bytes(&tools.config.data_directory).await;
     job.step("copying", total);
@@ -160,37 +229,19 @@ async fn make(
         }
     };
     streaming.succeeded().await?;
-    job.step("completing", None);
-    let after = binlog_state(&mut server).await?;
-    let manifest = Manifest {
-        format: MANIFEST_FORMAT,
-        id: begun.id().clone(),
-        cluster: ready.cluster.clone(),
-        source: Source {
-            instance: tools.config.id.clone(),
-            incarnation: ready.identity.incarnation.clone(),
-            server_id: ready.identity.server_id,
-            server_uuid: None,
-            flavor: Flavor::Mariadb,
-            version: server.version(),
-        },
-        started,
-        ended: Timestamp::now(),
+    let after = binlog_state(server).await?;
+    Ok(Copied {
         position: position(&stored, &before, &after)?,
+        stored,
         tool: ManifestTool {
             name: "mariadb-backup".to_owned(),
             version: tool.version.clone(),
             options: Tool::options(READERS),
         },
-        packing: plan.packing,
-        segments: stored.segments,
-        files: stored.files,
-    };
-    begun.finish(&manifest).await?;
-    Ok(manifest)
+    })
 }
 
-async fn connect(tools: &Tools) -> anyhow::Result<Server> {
+pub(super) async fn connect(tools: &Tools) -> anyhow::Result<Server> {
     let endpoint = Endpoint::Socket(tools.config.socket());
     let login = tools.secrets.root()?;
     Server::connect(&endpoint, &login, DEADLINE)
@@ -266,7 +317,7 @@ fn log_file(tools: &Tools, begun: &Begun) -> PathBuf {
 }
 
 /// How much there is to copy, for the progress alone.
-async fn data_bytes(directory: &Path) -> Option<u64> {
+pub(super) async fn data_bytes(directory: &Path) -> Option<u64> {
     fn below(directory: &Path) -> std::io::Result<u64> {
         let mut total = 0;
         for entry in std::fs::read_dir(directory)? {

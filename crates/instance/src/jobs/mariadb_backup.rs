@@ -10,6 +10,7 @@ use anyhow::{Context as _, anyhow, bail};
 use mysql_client::credentials::Login;
 
 use super::{JobError, Tools};
+use crate::binaries::Binaries;
 use crate::files;
 use crate::server::{self, Exit, Process};
 
@@ -36,7 +37,17 @@ impl Tool {
     /// # Errors
     /// When it is not there, or does not run.
     pub(crate) async fn find(tools: &Tools) -> Result<Self, JobError> {
-        let beside = tools.binaries.server.parent();
+        let program = Self::program(&tools.binaries).map_err(|error| JobError::Refused(error.to_string()))?;
+        let version = version(tools, &program).await?;
+        Ok(Self { program, version })
+    }
+
+    /// The tool's program, beside the server, else on the PATH.
+    ///
+    /// # Errors
+    /// When it is not installed.
+    pub(crate) fn program(binaries: &Binaries) -> anyhow::Result<PathBuf> {
+        let beside = binaries.server.parent();
         let above = beside.and_then(Path::parent).map(|above| above.join("bin"));
         let path = std::env::var_os("PATH").unwrap_or_default();
         let folders = beside
@@ -44,17 +55,10 @@ impl Tool {
             .into_iter()
             .chain(above)
             .chain(std::env::split_paths(&path));
-        let program = folders
+        folders
             .flat_map(|folder| ["mariadb-backup", "mariabackup"].map(|name| folder.join(name)))
             .find(|path| path.is_file())
-            .ok_or_else(|| {
-                JobError::Refused(
-                    "mariadb-backup is not installed here; `apt-get install mariadb-backup` installs it"
-                        .to_owned(),
-                )
-            })?;
-        let version = version(tools, &program).await?;
-        Ok(Self { program, version })
+            .context("mariadb-backup is not installed here; `apt-get install mariadb-backup` installs it")
     }
 
     /// Starts a backup of the running server, streamed. `log` takes what the tool says.

@@ -140,6 +140,12 @@ impl Job {
     }
 }
 
+impl std::fmt::Debug for Job {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_tuple("Job").field(&self.id).finish()
+    }
+}
+
 /// A reader that fails once its job is to end.
 pub(crate) struct Cancellable<R> {
     inner: R,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use api::job::Work;
 
 use super::full_backup::full_backup;
+use super::restore_full::{Wish, restore_full};
 use super::{Job, JobError, Outcome, Tools, name};
 
 pub(super) async fn carry_out(tools: &Arc<Tools>, job: &Arc<Job>) -> Result<Outcome, JobError> {
@@ -13,6 +14,24 @@ pub(super) async fn carry_out(tools: &Arc<Tools>, job: &Arc<Job>) -> Result<Outc
             archive,
             limit_bytes_per_second,
         } => full_backup(tools, job, archive, limit_bytes_per_second).await,
+        Work::RestoreFull {
+            from,
+            discard,
+            foreign_cluster,
+            dry_run,
+        } => {
+            restore_full(
+                tools,
+                job,
+                Wish {
+                    from,
+                    discard,
+                    foreign_cluster,
+                    dry_run,
+                },
+            )
+            .await
+        }
         other => Err(JobError::Refused(format!(
             "{} is not something that this version can do yet",
             name(&other)

@@ -168,6 +168,26 @@ async fn a_backup_is_in_the_store_with_its_manifest_and_restores_by_hand() {
     assert!(!agent.path("run/backup-login.cnf").exists());
 }
 
+/// A clone leaves such tables empty: no backup is better than one that looks whole.
+#[tokio::test]
+async fn a_mysql_server_with_tables_that_a_clone_leaves_empty_is_refused_by_name() {
+    let (agent, _monitor) = with_store(Flavor::Mysql, "").await;
+    agent.allow_writes().await;
+    agent.application().await;
+    let mut root = agent.root().await;
+    root.execute("CREATE TABLE app.old (id INT) ENGINE=MyISAM")
+        .await
+        .unwrap();
+    agent.submit("lacking", full_backup()).await.unwrap();
+    let job = agent.job_end("lacking").await;
+    assert_eq!(job.state, JobState::Refused);
+    assert!(job.outcome.contains("app.old (MyISAM)"), "{}", job.outcome);
+    root.execute("ALTER TABLE app.old ENGINE=InnoDB").await.unwrap();
+    agent.run_job("whole", full_backup()).await;
+    // Nothing of the clone stays.
+    assert!(!agent.path("data_staging/job").exists());
+}
+
 #[tokio::test]
 async fn a_backup_that_is_cancelled_or_killed_leaves_no_backup() {
     let (mut agent, _monitor) = with_store(Flavor::Mariadb, "").await;

@@ -15,6 +15,7 @@ mod fences;
 mod harness;
 mod notices;
 mod reloads;
+mod restores;
 mod settings;
 mod starts;
 mod stops;

@@ -170,8 +170,8 @@ async fn what_is_unclear_is_refused_and_left_alone(flavor: Flavor) {
     fs::write(&binlog, "x").unwrap();
     refused(&mut agent, "Is its volume mounted?").await;
     fs::remove_file(&binlog).unwrap();
-    // A backup: restoring it is not this version's, and an empty server is not what was asked for.
-    let backup = agent.path("backup/2026_11_22_03_00_00_bak");
+    // A backup that cannot be restored: an empty server is not what was asked for.
+    let backup = agent.path("backup/full/2026_11_22_03_00_00_bak");
     fs::create_dir_all(&backup).unwrap();
     fs::write(backup.join("manifest.json"), "{}").unwrap();
     refused(&mut agent, "2026_11_22_03_00_00_bak").await;

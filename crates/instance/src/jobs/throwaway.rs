@@ -1,0 +1,102 @@
+//! A server for a while, on a copy of the data: nobody but this process can reach it, and it writes no binlog.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use mysql_client::{Endpoint, Server};
+use topology::Flavor;
+
+use super::Tools;
+use crate::initialise::{Bound, option, start_alone_at, stop};
+
+/// It applies the redo log of a large server, perhaps.
+const START_LIMIT: Duration = Duration::from_hours(2);
+
+/// Enough to recover and to read every table once; the instance's own server needs the rest.
+const BUFFER_POOL: &str = "128M";
+
+/// The server, and where it is reached.
+pub(super) struct Throwaway {
+    process: Bound,
+    socket: PathBuf,
+    log: PathBuf,
+}
+
+impl Throwaway {
+    /// Starts a server on the copy in `directory`; `statistics`: with MySQL's performance schema.
+    ///
+    /// # Errors
+    /// When it does not start; with its last words.
+    pub(super) async fn start(tools: &Tools, directory: &Path, statistics: bool) -> anyhow::Result<Self> {
+        let config = &tools.config;
+        let socket = config.run_directory.join("copy.sock");
+        let log = config.backup_log_directory.join("copy.log");
+        crate::files::remove_durably(&log).with_context(|| format!("remove `{}`", log.display()))?;
+        let mut arguments: Vec<OsString> = vec![
+            "--no-defaults".into(),
+            option("--datadir", directory),
+            option("--socket", &socket),
+            option("--pid-file", &config.run_directory.join("copy.pid")),
+            option("--log-error", &log),
+            option("--tmpdir", &config.temporary()),
+            "--skip-networking".into(),
+            "--skip-log-bin".into(),
+            "--event-scheduler=OFF".into(),
+            format!("--innodb-buffer-pool-size={BUFFER_POOL}").into(),
+        ];
+        let own: &[&str] = match tools.binaries.flavor {
+            Flavor::Mariadb => &["--skip-slave-start"],
+            Flavor::Mysql => &[
+                "--mysqlx=OFF",
+                "--secure-file-priv=NULL",
+                "--persisted-globals-load=OFF",
+                "--gtid-mode=ON",
+                "--enforce-gtid-consistency=ON",
+                "--skip-replica-start",
+                "--plugin-load-add=mysql_clone.so",
+            ],
+        };
+        arguments.extend(own.iter().map(OsString::from));
+        if tools.binaries.flavor == Flavor::Mysql {
+            let on = if statistics { "ON" } else { "OFF" };
+            arguments.push(format!("--performance-schema={on}").into());
+        }
+        if tools.launcher.user_name() == "root" {
+            arguments.push("--user=root".into());
+        }
+        let launcher = tools.launcher.bound_to_work_in(directory);
+        let login = tools.secrets.root()?;
+        let process = start_alone_at(
+            &launcher,
+            &tools.binaries,
+            &log,
+            &socket,
+            &arguments,
+            &login,
+            START_LIMIT,
+        )
+        .await?;
+        Ok(Self { process, socket, log })
+    }
+
+    /// A session as root.
+    ///
+    /// # Errors
+    /// When root cannot log in.
+    pub(super) async fn connect(&self, tools: &Tools, deadline: Duration) -> anyhow::Result<Server> {
+        let endpoint = Endpoint::Socket(self.socket.clone());
+        Server::connect(&endpoint, &tools.secrets.root()?, deadline)
+            .await
+            .context("log in to the server on the copy as root, with the root_passwd of secret.conf")
+    }
+
+    /// Stops it cleanly.
+    ///
+    /// # Errors
+    /// When it does not end well.
+    pub(super) async fn stop(self) -> anyhow::Result<()> {
+        stop(&self.process.0, &self.log).await
+    }
+}

@@ -1,0 +1,95 @@
+//! The marker of a restore: what is being restored, into which incarnation, in whose place.
+
+use std::fs;
+use std::io;
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use topology::Incarnation;
+
+use super::Chosen;
+use crate::config::InstanceConfig;
+use crate::data_directory::RESTORING_MARKER;
+use crate::files;
+use crate::server::Launcher;
+
+/// What is to be restored.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Wanted {
+    /// A backup's name; `None`: the newest that fits.
+    pub(crate) backup: Option<String>,
+    /// Whether the store may be asked when the local backup directory does not have it.
+    pub(crate) from_store: bool,
+    /// Whether a backup of another cluster is meant.
+    pub(crate) foreign_cluster: bool,
+}
+
+impl Wanted {
+    /// The same, of the backup that was chosen: a restore that is begun again does not choose again.
+    pub(super) fn of(&self, chosen: &Chosen) -> Self {
+        Self {
+            backup: Some(chosen.name()),
+            ..self.clone()
+        }
+    }
+}
+
+/// The content of the marker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Marker {
+    format: u32,
+    /// For people who look into the directory.
+    note: String,
+    /// Of the data that is being made.
+    pub(crate) incarnation: Incarnation,
+    /// Of the data that was here before and was given up.
+    pub(crate) discard: Option<Incarnation>,
+    /// What is restored.
+    pub(crate) wanted: Wanted,
+}
+
+impl Marker {
+    pub(super) fn new(incarnation: Incarnation, discard: Option<Incarnation>, wanted: Wanted) -> Self {
+        Self {
+            format: 1,
+            note:
+                "A restore by mysql-service began here and has not ended: nothing in here is anybody's data."
+                    .to_owned(),
+            incarnation,
+            discard,
+            wanted,
+        }
+    }
+
+    /// Writes it, durably, before anything else. What an earlier marker gave up stays given up.
+    pub(super) fn write(&self, config: &InstanceConfig, launcher: &Launcher) -> anyhow::Result<()> {
+        let path = config.data_directory.join(RESTORING_MARKER);
+        let mut marker = self.clone();
+        if let Some(earlier) = Self::read(config)? {
+            // Binlogs of both may still be there.
+            marker.discard = marker.discard.or(earlier.discard).or(Some(earlier.incarnation));
+        }
+        let text = serde_json::to_vec_pretty(&marker).context("print the marker")?;
+        files::write_atomically(&path, &text, 0o644)
+            .with_context(|| format!("write the marker `{}`", path.display()))?;
+        if let Some(user) = &launcher.user {
+            files::give(&path, user.owner).context("give the marker to the server's user")?;
+        }
+        Ok(())
+    }
+
+    /// The marker that is in the data directory; `None` also for one that says nothing.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    pub(crate) fn read(config: &InstanceConfig) -> anyhow::Result<Option<Self>> {
+        let path = config.data_directory.join(RESTORING_MARKER);
+        match fs::read(&path) {
+            Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("read the marker `{}`", path.display())),
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The files of a backup into the data directory, and from a copy of a running server to consistent data.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use backup::restore::is_left_by_tools;
+use backup::throttle::Stop;
+use tokio::runtime::Handle;
+use topology::Flavor;
+
+use super::{Chosen, Restoration, reading};
+use crate::identity;
+use crate::jobs::mariadb_backup::{self, Tool};
+use crate::memory;
+
+/// Applying the redo log of a large and busy server takes its time; a tool that hangs is ended all the same.
+const PREPARE_LIMIT: Duration = Duration::from_hours(12);
+
+/// Puts every file in place.
+///
+/// # Errors
+/// When anything is missing or damaged, or cannot be written.
+pub(super) async fn place(work: &Restoration<'_>, chosen: &Chosen) -> anyhow::Result<()> {
+    let Some(reading) = reading(work, chosen) else {
+        bail!(
+            "`{}`: archives of this kind are not something that this version can restore yet",
+            chosen.name()
+        );
+    };
+    let (handle, job) = (Handle::current(), work.job.clone());
+    // The reading threads end with this call, also when it is dropped.
+    let _ends = StopOnDrop(reading.stop.clone());
+    let read = tokio::task::spawn_blocking(move || {
+        reading.run(&handle, |bytes| {
+            if let Some(job) = &job {
+                job.done(bytes);
+            }
+        })
+    });
+    tokio::select! {
+        read = read => read.context("read the backup")?.map_err(Into::into),
+        () = cancelled(work) => bail!("the restore was cancelled"),
+    }
+}
+
+struct StopOnDrop(Stop);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Applies what the source wrote while it was copied.
+///
+/// # Errors
+/// When the tool fails or does not say that it completed.
+pub(super) async fn prepare(work: &Restoration<'_>) -> anyhow::Result<()> {
+    let config = work.config;
+    if work.binaries.flavor == Flavor::Mysql {
+        // A clone is consistent by itself: the server applies its redo log when it starts.
+        return Ok(());
+    }
+    let program = Tool::program(work.binaries)?;
+    let log = config.backup_log_directory.join("restore-prepare.log");
+    crate::files::remove_durably(&log).with_context(|| format!("remove `{}`", log.display()))?;
+    let mut target = std::ffi::OsString::from("--target-dir=");
+    target.push(&config.data_directory);
+    // Half of what the server may use: nobody else is here.
+    let use_memory = memory::available(config.memory).bytes / 2;
+    let arguments = [
+        "--no-defaults".into(),
+        "--prepare".into(),
+        target,
+        format!("--use-memory={use_memory}").into(),
+    ];
+    let launcher = work.launcher.bound_to_work_in(&config.data_directory);
+    if let Some(user) = &work.launcher.user {
+        crate::files::give_tree(&config.data_directory, user.owner)
+            .context("give the files to the server's user")?;
+    }
+    let process = launcher.start(&program, &arguments, &log).await?;
+    let ended = tokio::select! {
+        ended = process.wait_within(PREPARE_LIMIT) => ended,
+        () = cancelled(work) => None,
+    };
+    if ended.is_none() {
+        process.kill().await.context("end mariadb-backup")?;
+        bail!("preparing the backup was ended");
+    }
+    mariadb_backup::judge(&process, &log).await
+}
+
+async fn cancelled(work: &Restoration<'_>) {
+    match &work.job {
+        Some(job) => job.until_cancelled().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Removes what is in a copy and not the restored server's: the tools' files, and identities.
+///
+/// # Errors
+/// When the directory cannot be changed.
+pub(super) fn remove_strangers(data: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(data).with_context(|| format!("look into `{}`", data.display()))? {
+        let entry = entry.with_context(|| format!("look into `{}`", data.display()))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let stranger = is_left_by_tools(&name)
+            || [
+                "auto.cnf",
+                "mysqld-auto.cnf",
+                "master.info",
+                "relay-log.info",
+                identity::FILE_NAME,
+            ]
+            .contains(&name.as_ref());
+        if stranger && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            fs::remove_file(entry.path()).with_context(|| format!("remove `{}`", entry.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// How much is in a directory; what cannot be looked at does not count.
+pub(super) fn bytes_below(directory: &Path) -> u64 {
+    fn below(directory: &Path) -> io::Result<u64> {
+        let mut total = 0;
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            let found = entry.metadata()?;
+            total += if found.is_dir() {
+                below(&entry.path()).unwrap_or(0)
+            } else {
+                found.len()
+            };
+        }
+        Ok(total)
+    }
+    below(directory).unwrap_or(0)
+}
