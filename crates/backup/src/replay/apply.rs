@@ -28,8 +28,8 @@ pub struct Wish {
     pub reached: Owned,
     /// The ids of the servers whose transactions are in the history.
     pub served_ids: BTreeSet<u32>,
-    /// How many threads apply, on MySQL.
-    pub workers: u32,
+    /// What the server runs with meanwhile, such as [`relaxed_settings`](mysql_client::replay::relaxed_settings).
+    pub settings: Settings,
 }
 
 /// Why a replay did not come to its end.
@@ -75,10 +75,9 @@ pub async fn apply<H: History>(
     let source = ReplicationServer::start(service, history)
         .await
         .map_err(ReplayError::Source)?;
-    let relaxed = relaxed_settings(server.flavor(), wish.workers);
     let replayed = async {
         detach(server).await?;
-        server.set_global_settings(&relaxed).await?;
+        server.set_global_settings(&wish.settings).await?;
         server.point_at_replay(source.address(), &login).await?;
         server.start_replication().await?;
         follow(server, &source, &wish.reached, &mut look).await

@@ -1,6 +1,6 @@
 //! The bytes of binlog files, cut to what a replica is to be sent.
 //!
-//! Events go out as they were written, many at a time, and long ones in parts: memory stays bounded whatever a
+//! Where a replay ends, the files are made to end. Events go out as they were written, many at a time, and long ones in parts: memory stays bounded whatever a
 //! transaction's size. Only transactions and the starts of files go out; what files say of themselves does not.
 
 use std::collections::VecDeque;
@@ -44,6 +44,7 @@ pub struct SelectedFeed<F> {
     file: Option<File>,
     /// Pieces that are ready.
     ready: VecDeque<Piece>,
+    replica_id: u32,
 }
 
 /// The file at hand.
@@ -57,16 +58,19 @@ struct File {
     in_parts: bool,
     /// Whether the transaction at hand is sent.
     sending: bool,
+    /// A replica skips what bears its own id.
+    replica_id: u32,
 }
 
 impl<F: BinlogFiles> SelectedFeed<F> {
-    /// What `selection` leaves of `files`.
-    pub fn new(files: F, selection: Selection) -> Self {
+    /// What `selection` leaves of `files`, for a replica with that server id.
+    pub fn new(files: F, selection: Selection, replica_id: u32) -> Self {
         Self {
             files,
             selection,
             file: None,
             ready: VecDeque::new(),
+            replica_id,
         }
     }
 
@@ -90,6 +94,7 @@ impl<F: BinlogFiles> SelectedFeed<F> {
             carried: BytesMut::new(),
             in_parts: false,
             sending: false,
+            replica_id: self.replica_id,
             name: start.name.clone(),
         });
         self.ready.push_back(Piece::File {
@@ -107,15 +112,11 @@ impl<F: BinlogFiles> Feed for SelectedFeed<F> {
                 return Ok(Some(piece));
             }
             let Some(file) = &mut self.file else {
-                if self.selection.has_ended() || !self.open_next().await? {
+                if !self.open_next().await? {
                     return Ok(None);
                 }
                 continue;
             };
-            // The transaction that is the end may still be on its way.
-            if self.selection.has_ended() && !file.sending {
-                return Ok(None);
-            }
             if let Some(bytes) = self.files.read().await? {
                 file.take(&bytes, &mut self.selection, &mut self.ready)?;
             } else if !self.open_next().await? {
@@ -164,16 +165,8 @@ impl File {
                 row_start = at;
             }
             event_start = at;
-            if matches!(event.part, Part::Ends(_)) && self.sending {
+            if matches!(event.part, Part::Ends(_)) {
                 self.sending = false;
-                if selection.has_ended() {
-                    flush(row_start, at, ready);
-                    return Ok(());
-                }
-            }
-            if selection.has_ended() && !self.sending {
-                flush(row_start, at, ready);
-                return Ok(());
             }
         }
         flush(row_start, event_start, ready);
@@ -189,7 +182,22 @@ impl File {
                     .map_err(|error| HistoryError(format!("{}: {error}", self.name)))?
                     .map(|begin| begin.gtid);
                 let gtid = gtid.ok_or_else(|| HistoryError(format!("{}: no GTID", self.name)))?;
-                self.sending = selection.next(&gtid) == Verdict::Send;
+                let verdict = selection.next(&gtid);
+                if verdict == Verdict::Fork {
+                    return Err(HistoryError(format!(
+                        "{}: {gtid} is of another history than what the server has: the archive has two, and no \
+                         stored cut says which one counts",
+                        self.name
+                    )));
+                }
+                self.sending = verdict == Verdict::Send;
+                if self.sending && event.header.server_id == self.replica_id {
+                    return Err(HistoryError(format!(
+                        "{gtid} was written by a server with the id {} of the one that is to apply it, which would \
+                         skip it in silence: give it another server_id",
+                        self.replica_id
+                    )));
+                }
                 Ok(self.sending)
             }
             Part::Continues | Part::Ends(_) => Ok(self.sending),

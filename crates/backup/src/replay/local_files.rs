@@ -1,40 +1,72 @@
 //! Binlog files in a directory, as the history that a replica is served.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use mysql_client::binlog::Gtid;
 use mysql_client::binlog::{ENCRYPTED_MAGIC, EventHeader, HEADER_BYTES, MAGIC};
-use mysql_client::replication_server::{History, HistoryError, Owned};
+use mysql_client::replication_server::{History, HistoryError, Replica};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 
 use super::feed::{BinlogFiles, FileStart, SelectedFeed};
-use super::selection::{End, Selection};
+use super::selection::{LeftOut, Selection};
 
 /// Read at a time.
-const CHUNK_BYTES: usize = 1024 * 1024;
+const CHUNK_BYTES: u64 = 1024 * 1024;
 
 /// The longest format description there may be; real ones have some hundred bytes.
 const LONGEST_FORMAT_BYTES: usize = 64 * 1024;
 
-/// Files in their order, with where the reading of the first begins.
+/// A part of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalRange {
+    /// The file.
+    pub path: PathBuf,
+    /// From here: at an event between two transactions; from the file's start when it is less than its first event.
+    pub from: u64,
+    /// Up to here: after a transaction.
+    pub up_to: u64,
+}
+
+/// Parts of files as a history.
+#[derive(Debug, Clone)]
+pub struct LocalHistory {
+    /// In the order of the binlog.
+    pub ranges: Vec<LocalRange>,
+    /// What the replica never gets.
+    pub left_out: LeftOut,
+}
+
+impl History for LocalHistory {
+    type Feed = SelectedFeed<LocalFiles>;
+
+    async fn open(&self, replica: Replica) -> Result<Self::Feed, HistoryError> {
+        let selection = Selection::new(&replica.owned, self.left_out.clone());
+        let files = LocalFiles::new(self.ranges.clone());
+        Ok(SelectedFeed::new(files, selection, replica.server_id))
+    }
+}
+
+/// One reading of parts of files.
 #[derive(Debug)]
 pub struct LocalFiles {
-    paths: std::vec::IntoIter<PathBuf>,
-    first_position: u64,
-    file: Option<(PathBuf, File)>,
+    ranges: std::vec::IntoIter<LocalRange>,
+    file: Option<OpenFile>,
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    path: PathBuf,
+    file: File,
+    left_bytes: u64,
 }
 
 impl LocalFiles {
-    /// Reads `paths` in this order; the first from `first_position` on (at an event between two transactions; 0 or 4:
-    /// from its start).
+    /// Reads `ranges` in this order.
     #[must_use]
-    pub fn new(paths: Vec<PathBuf>, first_position: u64) -> Self {
+    pub fn new(ranges: Vec<LocalRange>) -> Self {
         Self {
-            paths: paths.into_iter(),
-            first_position,
+            ranges: ranges.into_iter(),
             file: None,
         }
     }
@@ -42,21 +74,22 @@ impl LocalFiles {
 
 impl BinlogFiles for LocalFiles {
     async fn next_file(&mut self) -> Result<Option<FileStart>, HistoryError> {
-        let Some(path) = self.paths.next() else {
+        let Some(LocalRange { path, from, up_to }) = self.ranges.next() else {
             return Ok(None);
         };
         let mut file = File::open(&path).await.map_err(|error| failed(&path, &error))?;
         let format_description = format_description(&path, &mut file).await?;
         let after_format = MAGIC.len() as u64 + format_description.len() as u64;
-        let position = std::mem::take(&mut self.first_position).max(after_format);
+        let position = from.max(after_format);
         file.seek(std::io::SeekFrom::Start(position))
             .await
             .map_err(|error| failed(&path, &error))?;
-        let name = path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        self.file = Some((path, file));
+        let name = name_of(&path);
+        self.file = Some(OpenFile {
+            path,
+            file,
+            left_bytes: up_to.saturating_sub(position),
+        });
         Ok(Some(FileStart {
             name,
             format_description,
@@ -65,18 +98,28 @@ impl BinlogFiles for LocalFiles {
     }
 
     async fn read(&mut self) -> Result<Option<Bytes>, HistoryError> {
-        let Some((path, file)) = &mut self.file else {
+        let Some(open) = &mut self.file else {
             return Ok(None);
         };
-        let mut chunk = bytes::BytesMut::with_capacity(CHUNK_BYTES);
-        while chunk.len() < CHUNK_BYTES {
-            let read = file.read_buf(&mut chunk).await;
-            if read.map_err(|error| failed(path, &error))? == 0 {
-                break;
-            }
+        let wanted = open.left_bytes.min(CHUNK_BYTES);
+        if wanted == 0 {
+            return Ok(None);
         }
-        Ok((!chunk.is_empty()).then(|| chunk.freeze()))
+        let mut chunk = vec![0; usize::try_from(wanted).unwrap_or_default()];
+        open.file
+            .read_exact(&mut chunk)
+            .await
+            .map_err(|error| failed(&open.path, &error))?;
+        open.left_bytes -= wanted;
+        Ok(Some(chunk.into()))
     }
+}
+
+/// A file's name without its folder.
+pub(super) fn name_of(path: &Path) -> String {
+    path.file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 /// The first event of a file, which stands after four bytes that tell what it is.
@@ -107,27 +150,4 @@ async fn format_description(path: &Path, file: &mut File) -> Result<Bytes, Histo
 
 fn failed(path: &Path, error: &std::io::Error) -> HistoryError {
     HistoryError(format!("cannot read {}: {error}", path.display()))
-}
-
-/// Files of a directory as a history.
-#[derive(Debug, Clone)]
-pub struct LocalHistory {
-    /// In the order of the binlog.
-    pub files: Vec<PathBuf>,
-    /// Where the reading of the first begins, as for [`LocalFiles::new`].
-    pub first_position: u64,
-    /// Where the replay ends.
-    pub end: End,
-    /// Transactions that the replica never gets.
-    pub left_out: BTreeSet<Gtid>,
-}
-
-impl History for LocalHistory {
-    type Feed = SelectedFeed<LocalFiles>;
-
-    async fn open(&self, owned: Owned) -> Result<Self::Feed, HistoryError> {
-        let selection = Selection::new(owned, self.end.clone(), self.left_out.clone());
-        let files = LocalFiles::new(self.files.clone(), self.first_position);
-        Ok(SelectedFeed::new(files, selection))
-    }
 }

@@ -1,20 +1,14 @@
-//! Which transactions of a history a replica is sent: those that it lacks, up to the last one that is wanted, without
-//! those that are left out. Pure: one transaction after the other, in the order of the binlog.
+//! Which transactions of a history a replica is sent: those that it lacks, without those that are left out. Pure: one
+//! transaction after the other, in the order of the binlog.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use mysql_client::binlog::{Gtid, MysqlGtid};
+use mysql_client::binlog::{Gtid, PreviousGtids};
 use mysql_client::replication_server::Owned;
-use topology::gtid::GtidSet;
+use topology::gtid::{GtidSet, MariadbGtid};
 
-/// Where a replay ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum End {
-    /// Before everything: nothing is replayed.
-    Start,
-    /// With this transaction.
-    With(Gtid),
-}
+use super::have::{Have, Known};
+use crate::archive::{Runs, Seen};
 
 /// What is to be done with a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,105 +17,148 @@ pub enum Verdict {
     Send,
     /// It has it, or it is to be left out.
     Skip,
-    /// It and everything after it is not wanted.
-    Stop,
+    /// The replica has another transaction in its place: two histories, of which nobody said which one counts.
+    Fork,
+}
+
+/// Transactions that are in the binlogs and are not history: the tail of a master that a failover left behind.
+///
+/// For each line of a server (its UUID and tag, or its domain and server id) the last transaction that counts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cuts(BTreeMap<(String, u32), u64>);
+
+impl Cuts {
+    /// Of the server that wrote it, nothing after `last` counts.
+    pub fn add(&mut self, last: &Gtid) {
+        let (line, number) = line(last);
+        let lowest = self.0.entry(line).or_insert(number);
+        *lowest = number.min(*lowest);
+    }
+
+    /// Whether a transaction is no history.
+    #[must_use]
+    pub fn are_before(&self, gtid: &Gtid) -> bool {
+        if self.0.is_empty() {
+            return false;
+        }
+        let (line, number) = line(gtid);
+        self.0.get(&line).is_some_and(|last| number > *last)
+    }
+
+    /// Without what is no history.
+    #[must_use]
+    pub fn history_of(&self, seen: &Seen) -> Seen {
+        match seen {
+            _ if self.0.is_empty() => seen.clone(),
+            Seen::Mysql(set) => Seen::Mysql(self.of_set(set)),
+            Seen::Mariadb(runs) => {
+                let mut kept = Runs::default();
+                for (domain, server, first, last) in runs.iter() {
+                    let last = self.up_to(domain, server, last);
+                    if first <= last {
+                        for sequence in [first, last] {
+                            kept.insert(MariadbGtid {
+                                domain,
+                                server,
+                                sequence,
+                            });
+                        }
+                    }
+                }
+                Seen::Mariadb(kept)
+            }
+        }
+    }
+
+    /// Without what is no history.
+    #[must_use]
+    pub fn history_before(&self, previous: &PreviousGtids) -> PreviousGtids {
+        match previous {
+            PreviousGtids::Mysql(set) => PreviousGtids::Mysql(self.of_set(set)),
+            PreviousGtids::Mariadb(state) => {
+                let kept = state.iter().map(|gtid| MariadbGtid {
+                    sequence: self.up_to(gtid.domain, gtid.server, gtid.sequence),
+                    ..gtid
+                });
+                PreviousGtids::Mariadb(kept.collect())
+            }
+        }
+    }
+
+    fn up_to(&self, domain: u32, server: u32, last: u64) -> u64 {
+        let line = (domain.to_string(), server);
+        self.0.get(&line).map_or(last, |cut| last.min(*cut))
+    }
+
+    fn of_set(&self, set: &GtidSet) -> GtidSet {
+        let mut kept = GtidSet::default();
+        for range in set.ranges() {
+            let line = (format!("{}:{}", range.uuid, range.tag.unwrap_or_default()), 0);
+            let (first, last) = range.numbers.into_inner();
+            let last = self.0.get(&line).map_or(last, |cut| last.min(*cut));
+            // Numbers and tags of a set are within the bounds.
+            let _inserted = kept.insert(range.uuid, range.tag, first..=last);
+        }
+        kept
+    }
+}
+
+fn line(gtid: &Gtid) -> ((String, u32), u64) {
+    match gtid {
+        Gtid::Mysql(gtid) => ((format!("{}:{}", gtid.server_uuid(), gtid.tag), 0), gtid.number),
+        Gtid::Mariadb(gtid) => ((gtid.domain.to_string(), gtid.server), gtid.sequence),
+    }
+}
+
+/// What is to be left out of a history.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LeftOut {
+    /// Transactions that somebody does not want.
+    pub transactions: BTreeSet<Gtid>,
+    /// What is no history.
+    pub cuts: Cuts,
+}
+
+impl LeftOut {
+    /// Whether a transaction is left out.
+    #[must_use]
+    pub fn has(&self, gtid: &Gtid) -> bool {
+        self.transactions.contains(gtid) || self.cuts.are_before(gtid)
+    }
 }
 
 /// Says of one transaction after the other what is to be done with it.
 #[derive(Debug, Clone)]
 pub struct Selection {
-    owned: Owned,
-    /// Transactions of MySQL that were sent and are not in `owned` yet: they mostly come in a row.
-    run: Option<MysqlGtid>,
-    run_length: u64,
-    left_out: BTreeSet<Gtid>,
-    end: End,
-    ended: bool,
+    have: Have,
+    left_out: LeftOut,
 }
 
 impl Selection {
-    /// For a replica that has `owned`; `left_out` it never gets.
+    /// For a replica that has `owned`; what is in `left_out` it never gets.
     #[must_use]
-    pub fn new(owned: Owned, end: End, left_out: BTreeSet<Gtid>) -> Self {
+    pub fn new(owned: &Owned, left_out: LeftOut) -> Self {
         Self {
-            owned,
-            run: None,
-            run_length: 0,
+            have: Have::owned(owned),
             left_out,
-            ended: end == End::Start,
-            end,
         }
-    }
-
-    /// Whether everything that is wanted was seen: the rest need not be read.
-    #[must_use]
-    pub fn has_ended(&self) -> bool {
-        self.ended
     }
 
     /// What is to be done with the next transaction. One that comes twice, from archives of two servers, is sent
     /// once.
     pub fn next(&mut self, gtid: &Gtid) -> Verdict {
-        if self.ended {
-            return Verdict::Stop;
-        }
-        self.ended = matches!(&self.end, End::With(last) if last == gtid);
-        if self.has(gtid) || self.left_out.contains(gtid) {
+        if self.left_out.has(gtid) {
             return Verdict::Skip;
         }
-        self.add(gtid);
-        Verdict::Send
-    }
-
-    fn has(&self, gtid: &Gtid) -> bool {
-        match (&self.owned, gtid) {
-            (Owned::Mysql(set), Gtid::Mysql(mysql)) => {
-                let in_run = self.run.as_ref().is_some_and(|first| {
-                    first.uuid == mysql.uuid
-                        && first.tag == mysql.tag
-                        && (first.number..first.number + self.run_length).contains(&mysql.number)
-                });
-                in_run || gtid.is_in(set)
+        match self.have.knows(gtid) {
+            Known::Has => Verdict::Skip,
+            Known::Forks => Verdict::Fork,
+            Known::Lacks => {
+                self.have.add(gtid);
+                Verdict::Send
             }
-            (Owned::Mariadb(position), Gtid::Mariadb(gtid)) => position
-                .get(gtid.domain)
-                .is_some_and(|last| last.sequence >= gtid.sequence),
-            _ => false,
         }
     }
-
-    fn add(&mut self, gtid: &Gtid) {
-        match (&mut self.owned, gtid) {
-            (Owned::Mysql(set), Gtid::Mysql(gtid)) => match &self.run {
-                Some(first)
-                    if first.uuid == gtid.uuid
-                        && first.tag == gtid.tag
-                        && first.number + self.run_length == gtid.number =>
-                {
-                    self.run_length += 1;
-                }
-                before => {
-                    if let Some(first) = before {
-                        insert(set, first, self.run_length);
-                    }
-                    self.run = Some(gtid.clone());
-                    self.run_length = 1;
-                }
-            },
-            (Owned::Mariadb(position), Gtid::Mariadb(gtid)) => position.advance(*gtid),
-            _ => {}
-        }
-    }
-}
-
-fn insert(set: &mut GtidSet, first: &MysqlGtid, length: u64) {
-    let tag = (!first.tag.is_empty()).then_some(first.tag.as_str());
-    // A number that a server wrote is within the bounds, and so is its tag.
-    let _inserted = set.insert(
-        &first.server_uuid(),
-        tag,
-        first.number..=first.number + length - 1,
-    );
 }
 
 #[cfg(test)]
@@ -134,72 +171,51 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn mysql(owned: &str, end: End, left_out: &[&str]) -> Selection {
-        let left_out = left_out.iter().map(|text| gtid(text)).collect();
-        Selection::new(Owned::Mysql(owned.parse().unwrap()), end, left_out)
+    fn selection(owned: &Owned, left_out: &[&str], cut: Option<&str>) -> Selection {
+        let mut left = LeftOut {
+            transactions: left_out.iter().map(|text| gtid(text)).collect(),
+            cuts: Cuts::default(),
+        };
+        if let Some(cut) = cut {
+            left.cuts.add(&gtid(cut));
+        }
+        Selection::new(owned, left)
     }
 
-    fn mariadb(owned: &str, end: End) -> Selection {
-        Selection::new(Owned::Mariadb(owned.parse().unwrap()), end, BTreeSet::new())
-    }
-
-    fn verdicts(selection: &mut Selection, gtids: &[String]) -> Vec<Verdict> {
+    fn verdicts(selection: &mut Selection, gtids: &[&str]) -> Vec<Verdict> {
         gtids.iter().map(|text| selection.next(&gtid(text))).collect()
     }
 
     #[test]
-    fn what_the_replica_has_is_skipped_and_the_end_is_exact() {
-        use Verdict::{Send, Skip, Stop};
-        let numbers = |range: std::ops::RangeInclusive<u64>| -> Vec<String> {
-            range.map(|number| format!("{UUID}:{number}")).collect()
-        };
-        let end = End::With(gtid(&format!("{UUID}:6")));
-        let left_out = format!("{UUID}:4");
-        let mut selection = mysql(&format!("{UUID}:1-2"), end, &[&left_out]);
+    fn what_the_replica_has_and_what_is_left_out_is_skipped() {
+        use Verdict::{Send, Skip};
+        let text = |number: u64| format!("{UUID}:{number}");
+        let owned = Owned::Mysql(format!("{UUID}:1-2").parse().unwrap());
+        let mut mysql = selection(&owned, &[&text(4)], None);
+        let numbers: Vec<String> = [1, 2, 3, 4, 5, 3].map(text).into();
+        let numbers: Vec<&str> = numbers.iter().map(String::as_str).collect();
         assert_eq!(
-            verdicts(&mut selection, &numbers(1..=8)),
-            [Skip, Skip, Send, Skip, Send, Send, Stop, Stop]
+            verdicts(&mut mysql, &numbers),
+            [Skip, Skip, Send, Skip, Send, Skip]
         );
-        assert!(selection.has_ended());
-        let mut selection = mariadb("0-1-2", End::With(gtid("0-2-4")));
-        let history: Vec<String> = ["0-1-1", "0-1-2", "1-1-1", "0-1-3", "0-2-4", "1-1-2"]
-            .map(str::to_owned)
-            .into();
+        let mut mariadb = selection(&Owned::Mariadb("0-1-2".parse().unwrap()), &[], None);
         assert_eq!(
-            verdicts(&mut selection, &history),
-            [Skip, Skip, Send, Send, Send, Stop]
+            verdicts(
+                &mut mariadb,
+                &["0-1-1", "0-1-2", "1-1-1", "0-1-3", "0-2-4", "0-1-3"]
+            ),
+            [Skip, Skip, Send, Send, Send, Skip]
         );
-        let mut selection = mariadb("", End::Start);
-        assert_eq!(selection.next(&gtid("0-1-1")), Stop);
     }
 
     #[test]
-    fn an_end_that_the_replica_has_is_an_end_all_the_same() {
-        let mut selection = mariadb("0-1-5", End::With(gtid("0-1-3")));
-        assert_eq!(selection.next(&gtid("0-1-3")), Verdict::Skip);
-        assert_eq!(selection.next(&gtid("0-1-6")), Verdict::Stop);
-    }
-
-    #[test]
-    fn what_comes_twice_is_sent_once() {
-        let text = |number: u64, tag: &str| format!("{UUID}:{tag}{number}");
-        let last = End::With(gtid(&text(99, "")));
-        let mut selection = mysql("", last, &[]);
-        let first = [
-            text(1, ""),
-            text(2, ""),
-            text(1, "a:"),
-            text(3, ""),
-            text(2, "a:"),
-        ];
-        assert!(
-            verdicts(&mut selection, &first)
-                .iter()
-                .all(|verdict| *verdict == Verdict::Send)
-        );
-        let again = [first.as_slice(), &[text(4, "")]].concat();
-        let found = verdicts(&mut selection, &again);
-        assert_eq!(found[..5], [Verdict::Skip; 5]);
-        assert_eq!(found[5], Verdict::Send);
+    fn the_tail_of_a_deposed_master_is_no_history() {
+        use Verdict::{Fork, Send, Skip};
+        let history = ["0-1-505", "0-1-506", "0-1-507", "0-2-506", "0-2-507"];
+        let owned = || Owned::Mariadb("0-1-504".parse().unwrap());
+        let mut with_cut = selection(&owned(), &[], Some("0-1-505"));
+        assert_eq!(verdicts(&mut with_cut, &history), [Send, Skip, Skip, Send, Send]);
+        let mut without = selection(&owned(), &[], None);
+        assert_eq!(verdicts(&mut without, &history)[..4], [Send, Send, Send, Fork]);
     }
 }

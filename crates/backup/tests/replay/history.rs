@@ -1,18 +1,15 @@
 //! What is in the binlog files of a server, read by the scanner.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use mysql_client::binlog::{BinlogScanner, Gtid, Part};
 use mysql_client::replication_server::Owned;
 use sandbox::server::BareServer;
-use topology::gtid::{GtidPosition, GtidSet};
 
 /// All transactions in the order of the files.
 #[derive(Debug, Default)]
 pub(crate) struct Recorded {
     pub(crate) gtids: Vec<Gtid>,
-    pub(crate) server_ids: BTreeSet<u32>,
 }
 
 /// The server's closed files.
@@ -42,7 +39,6 @@ pub(crate) fn record(files: &[PathBuf]) -> Recorded {
             let Some(event) = step.event else { continue };
             if let Part::Ends(transaction) = event.part {
                 recorded.gtids.push(transaction.gtid);
-                recorded.server_ids.insert(event.header.server_id);
             }
         }
     }
@@ -62,25 +58,5 @@ impl Recorded {
                 _ => false,
             })
             .unwrap()
-    }
-}
-
-/// What a server has that had nothing and was given everything up to the transaction at `last`.
-pub(crate) fn reached(recorded: &Recorded, last: usize) -> Owned {
-    let (mut set, mut position) = (GtidSet::default(), GtidPosition::default());
-    for gtid in &recorded.gtids[..=last] {
-        match gtid {
-            Gtid::Mysql(gtid) => {
-                let tag = (!gtid.tag.is_empty()).then_some(gtid.tag.as_str());
-                set.insert(&gtid.server_uuid(), tag, gtid.number..=gtid.number)
-                    .unwrap();
-            }
-            Gtid::Mariadb(gtid) => position.advance(*gtid),
-        }
-    }
-    if set.is_empty() {
-        Owned::Mariadb(position)
-    } else {
-        Owned::Mysql(set)
     }
 }

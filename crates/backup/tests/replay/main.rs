@@ -5,15 +5,14 @@
 mod history;
 mod work;
 
-use std::collections::BTreeSet;
-
-use backup::replay::{End, LocalHistory, Wish, apply, settings_before};
+use backup::replay::{Have, LeftOut, LocalHistory, Target, Wish, apply, plan_local, settings_before};
+use mysql_client::replay::relaxed_settings;
 use mysql_client::replication_server::Owned;
 use mysql_client::{ReadOnly, Server};
 use sandbox::server::BareServer;
 use topology::Flavor;
 
-use history::{binlog_files, reached, record};
+use history::{binlog_files, record};
 use work::{Step, checksums, steps};
 
 #[tokio::test]
@@ -30,22 +29,25 @@ async fn a_mysql_replica_stops_exactly_where_it_should() {
 /// had at that transaction.
 async fn every_step_is_reached_exactly(flavor: Flavor) {
     let (source, done) = worked_source(flavor).await;
-    let recorded = record(&binlog_files(&source));
+    let files = binlog_files(&source);
+    let recorded = record(&files);
     let replica = BareServer::start_with(flavor, work::SETTINGS).await.unwrap();
     let mut root = replica.connect_as_root().await.unwrap();
     let before = settings_before(&mut root).await.unwrap();
     for (step, sums) in &done {
-        let last = recorded.last_of(&step.executed);
+        let last = recorded.gtids[recorded.last_of(&step.executed)].clone();
+        let have = Have::transactions(&root.transactions().await.unwrap());
+        let plan = plan_local(&files, &have, &Target::With(last), LeftOut::default())
+            .await
+            .unwrap_or_else(|error| panic!("{}: {error}", step.name));
         let wish = Wish {
-            reached: reached(&recorded, last),
-            served_ids: recorded.server_ids.clone(),
-            workers: 4,
+            reached: plan.reached,
+            served_ids: plan.served_ids,
+            settings: relaxed_settings(flavor, 4),
         };
         let history = LocalHistory {
-            files: binlog_files(&source),
-            first_position: 4,
-            end: End::With(recorded.gtids[last].clone()),
-            left_out: BTreeSet::new(),
+            ranges: plan.ranges,
+            left_out: plan.left_out,
         };
         apply(&mut root, history, &wish, &before, |_| {})
             .await

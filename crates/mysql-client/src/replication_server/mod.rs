@@ -51,13 +51,22 @@ pub enum Owned {
     Mariadb(GtidPosition),
 }
 
+/// Who asks for a history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replica {
+    /// Its `@@server_id`.
+    pub server_id: u32,
+    /// What it has.
+    pub owned: Owned,
+}
+
 /// What can be served.
 pub trait History: Send + Sync + 'static {
     /// One reading of it.
     type Feed: Feed;
 
-    /// What a replica that has `owned` is to be sent.
-    fn open(&self, owned: Owned) -> impl Future<Output = Result<Self::Feed, HistoryError>> + Send;
+    /// What a replica is to be sent.
+    fn open(&self, replica: Replica) -> impl Future<Output = Result<Self::Feed, HistoryError>> + Send;
 }
 
 /// One reading of a history, piece by piece.
@@ -342,7 +351,11 @@ impl<H: History> Connection<'_, H> {
             progress.complete = false;
             progress.failure = None;
         });
-        let failure = match self.shared.history.open(owned).await {
+        let replica = Replica {
+            server_id: request.server_id,
+            owned,
+        };
+        let failure = match self.shared.history.open(replica).await {
             Ok(feed) => {
                 let (service, progress) = (&self.shared.service, &self.shared.progress);
                 let dump = Dump::new(

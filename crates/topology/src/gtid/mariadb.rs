@@ -102,7 +102,7 @@ impl BinlogState {
     }
 
     /// Takes the transaction for its domain and server, unless a higher sequence is there.
-    pub(super) fn advance(&mut self, gtid: MariadbGtid) {
+    pub fn advance(&mut self, gtid: MariadbGtid) {
         let last = self.0.entry((gtid.domain, gtid.server)).or_insert(gtid.sequence);
         *last = gtid.sequence.max(*last);
     }

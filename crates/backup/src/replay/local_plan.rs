@@ -1,0 +1,162 @@
+//! What a replay of binlog files in a directory would do. There is no index: everything is read.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use mysql_client::binlog::{BinlogScanner, Part, PreviousGtids};
+use mysql_client::replication_server::Owned;
+use tokio::io::AsyncReadExt as _;
+
+use super::have::Have;
+use super::local_files::{LocalRange, name_of};
+use super::plan::{PlanError, Summary, refuse_what_is_not_there, summary};
+use super::selection::LeftOut;
+use super::walk::{Go, Target, Walk};
+
+/// What a replay of local files would do.
+#[derive(Debug, Clone)]
+pub struct LocalPlan {
+    /// What the server has after.
+    pub reached: Owned,
+    /// What is read.
+    pub ranges: Vec<LocalRange>,
+    /// What is not sent of it.
+    pub left_out: LeftOut,
+    /// The ids of the servers that wrote the transactions.
+    pub served_ids: BTreeSet<u32>,
+    /// Files of which everything is applied afterwards.
+    pub finished: Vec<PathBuf>,
+    /// What a person reads.
+    pub summary: Summary,
+}
+
+/// What was found in a file.
+#[derive(Debug, Default)]
+struct Found {
+    /// The end of the last whole transaction that is wanted.
+    wanted_up_to: u64,
+    /// Whether a transaction in it is not wanted.
+    has_more: bool,
+}
+
+/// What a replay of `files`, in the order of the binlog, to `target` would do for a server with `have`.
+///
+/// # Errors
+/// As for the archive's; also when a file is damaged: it is named with the position.
+pub async fn plan_local(
+    files: &[PathBuf],
+    have: &Have,
+    target: &Target,
+    left_out: LeftOut,
+) -> Result<LocalPlan, PlanError> {
+    let mut walk = Walk::new(have.clone(), target.clone(), left_out.clone());
+    let (mut ranges, mut finished) = (Vec::new(), Vec::new());
+    let mut served_ids = BTreeSet::new();
+    for path in files {
+        let before = walk.transactions + walk.skipped;
+        let found = look_into(path, &mut walk, &mut served_ids).await?;
+        if walk.transactions + walk.skipped > before {
+            ranges.push(LocalRange {
+                path: path.clone(),
+                from: 0,
+                up_to: found.wanted_up_to,
+            });
+        }
+        if !found.has_more {
+            finished.push(path.clone());
+        }
+    }
+    let newest = walk.newest_seen();
+    refuse_what_is_not_there(&walk, have, target, None, newest)?;
+    let base = have.to_owned();
+    let reached = walk.have().to_owned();
+    let names = ranges
+        .iter()
+        .map(|range| format!("{}:{}-{}", name_of(&range.path), range.from, range.up_to));
+    Ok(LocalPlan {
+        summary: summary(&base, &reached, names.collect(), &walk, &left_out),
+        reached,
+        ranges,
+        left_out,
+        served_ids,
+        finished,
+    })
+}
+
+async fn look_into(
+    path: &PathBuf,
+    walk: &mut Walk,
+    served_ids: &mut BTreeSet<u32>,
+) -> Result<Found, PlanError> {
+    let refused = |sentence: String| PlanError::Refused(format!("{}: {sentence}", path.display()));
+    let mut file = tokio::fs::File::open(path)
+        .await
+        .map_err(|error| refused(format!("cannot open it: {error}")))?;
+    let mut scanner = BinlogScanner::new();
+    let mut found = Found::default();
+    let mut chunk = vec![0; 1024 * 1024];
+    loop {
+        let read = file
+            .read(&mut chunk)
+            .await
+            .map_err(|error| refused(format!("cannot read it: {error}")))?;
+        if read == 0 {
+            break;
+        }
+        let mut at = 0;
+        while at < read {
+            let step = scanner
+                .push(&chunk[at..read])
+                .map_err(|source| PlanError::Binlog {
+                    file: path.display().to_string(),
+                    source,
+                })?;
+            at += step.consumed;
+            let Some(event) = step.event else { continue };
+            match event.part {
+                Part::Ends(transaction) => {
+                    let lacking = walk.transactions;
+                    match walk.next(&transaction)? {
+                        Go::On if walk.has_ended() => found.has_more = true,
+                        Go::EndsBefore => found.has_more = true,
+                        Go::On | Go::EndsWith => found.wanted_up_to = transaction.end,
+                    }
+                    if walk.transactions > lacking {
+                        served_ids.insert(event.header.server_id);
+                    }
+                }
+                Part::Outside => {
+                    let previous = PreviousGtids::parse(&event.header, scanner.head());
+                    let previous = previous.map_err(|source| PlanError::Binlog {
+                        file: path.display().to_string(),
+                        source,
+                    })?;
+                    refuse_a_gap(path, previous.as_ref(), walk)?;
+                }
+                Part::Begins | Part::Continues => {}
+            }
+        }
+    }
+    // What is not whole is not applied, and the file is kept.
+    found.has_more |= scanner.open().is_some() || scanner.position() != scanner.event_position();
+    Ok(found)
+}
+
+fn refuse_a_gap(
+    path: &std::path::Path,
+    previous: Option<&PreviousGtids>,
+    walk: &Walk,
+) -> Result<(), PlanError> {
+    let Some(previous) = previous.filter(|_| !walk.has_ended()) else {
+        return Ok(());
+    };
+    let missing = walk.lacks_before(previous);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(PlanError::Refused(format!(
+        "{} is missing before {}: neither the server nor an earlier file has it",
+        missing.join(", "),
+        path.display()
+    )))
+}
