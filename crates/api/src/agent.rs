@@ -48,7 +48,7 @@ pub struct InstanceReport {
     pub server_pid: Option<u32>,
     /// Seconds since the server was started.
     pub uptime_seconds: Option<u64>,
-    /// Free bytes where the data directory is.
+    /// Free bytes of the fullest file system that the server needs: of its data, its binlogs or its relay logs.
     pub disk_free_bytes: u64,
     /// Size of that file system.
     pub disk_total_bytes: u64,

@@ -132,6 +132,7 @@ fn values(settings: &Settings<'_>) -> BTreeMap<&'static str, String> {
         ),
         ("buffer_pool_instances", sizes.buffer_pool_instances.to_string()),
         ("redo_log_bytes", sizes.redo_log_bytes.to_string()),
+        ("sort_buffer_bytes", sizes.sort_buffer_bytes.to_string()),
         ("temporary_table_bytes", sizes.temporary_table_bytes.to_string()),
         ("temporary_tables_bytes", sizes.temporary_tables_bytes.to_string()),
         ("open_tables", sizes.open_tables.to_string()),

@@ -28,6 +28,7 @@ use crate::data_directory::INITIALISING_MARKER;
 use crate::files;
 use crate::identity::{self, Identity};
 use crate::memory;
+use crate::report::check_disk;
 use crate::server::{self, Exit, Launcher, Process};
 
 /// What an initialisation needs.
@@ -90,6 +91,7 @@ pub async fn initialise(request: &Initialisation<'_>) -> anyhow::Result<Identity
     let binaries = request.binaries;
     let mut identity = Identity::new(config.id.clone(), binaries.flavor, binaries.version)?;
     prepare_directories(config, request.launcher)?;
+    check_disk(config)?;
     begin(config, request.launcher)?;
     clear(&config.data_directory, INITIALISING_MARKER).await?;
     if let Some(template) = &config.template_directory {

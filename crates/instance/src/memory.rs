@@ -25,6 +25,8 @@ pub struct Sizes {
     pub redo_log_bytes: u64,
     /// `max_connections`.
     pub max_connections: u64,
+    /// `sort_buffer_size`: of each sort.
+    pub sort_buffer_bytes: u64,
     /// `tmp_table_size` and `max_heap_table_size`: of each temporary table in memory.
     pub temporary_table_bytes: u64,
     /// `temptable_max_ram` (MySQL): of all temporary tables together.
@@ -65,15 +67,17 @@ impl Sizes {
         // monitor, replicas, a backup and a small application get along.
         let max_connections = (after_fixed / 4 / per_connection).clamp(20, 5000);
         let for_pool = after_fixed.saturating_sub(max_connections * per_connection);
-        // The pool's own bookkeeping takes 6 %, and a tenth is left for dictionary, binlog and network.
-        let (pool, chunk, instances) = buffer_pool(for_pool * 85 / 100);
+        // The pool's own bookkeeping takes 6 %, and some more is left for dictionary, binlog, network, and what the
+        // allocator does not give back.
+        let (pool, chunk, instances) = buffer_pool(for_pool * 80 / 100);
         Self {
             buffer_pool_bytes: pool,
             buffer_pool_chunk_bytes: chunk,
             buffer_pool_instances: instances,
             redo_log_bytes: (pool / 2).clamp(48 * MEBIBYTE, 4096 * MEBIBYTE) / MEBIBYTE * MEBIBYTE,
             max_connections,
-            temporary_table_bytes: (total / 128).clamp(2 * MEBIBYTE, 64 * MEBIBYTE),
+            sort_buffer_bytes: (total / 1024).clamp(MEBIBYTE / 4, 2 * MEBIBYTE) / 4096 * 4096,
+            temporary_table_bytes: (total / 256).clamp(MEBIBYTE, 64 * MEBIBYTE),
             temporary_tables_bytes: (total / 32).clamp(4 * MEBIBYTE, 1024 * MEBIBYTE),
             open_tables: (total / MEBIBYTE).clamp(400, 4000),
             performance_schema,

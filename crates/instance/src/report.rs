@@ -1,9 +1,10 @@
 //! What the agent says of itself: published by the driver, read by the heartbeat and the HTTP interface.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::ensure;
 use api::agent::InstanceReport;
 use tokio::sync::watch;
 use topology::observation::ServerState;
@@ -37,7 +38,9 @@ struct Fixed {
     id: InstanceId,
     address: Address,
     flavor: Flavor,
-    data_directory: std::path::PathBuf,
+    /// Where the server writes what it cannot do without, by the names of their keys.
+    directories: [(&'static str, PathBuf); 3],
+    minimum_bytes: u64,
 }
 
 impl Reporter {
@@ -48,7 +51,12 @@ impl Reporter {
                 id: config.id.clone(),
                 address: config.address.clone(),
                 flavor,
-                data_directory: config.data_directory.clone(),
+                directories: [
+                    ("data_directory", config.data_directory.clone()),
+                    ("binlog_directory", config.binlog_directory.clone()),
+                    ("relay_log_directory", config.relay_log_directory.clone()),
+                ],
+                minimum_bytes: config.disk_minimum_mebibytes << 20,
             }),
         }
     }
@@ -61,7 +69,7 @@ impl Reporter {
     /// The report of this moment.
     pub(crate) fn report(&self) -> InstanceReport {
         let snapshot = self.snapshot.borrow().clone();
-        let disk = disk(&self.fixed.data_directory);
+        let (key, disk) = scarcest(&self.fixed.directories);
         let wall_clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         InstanceReport {
             format: api::FORMAT,
@@ -80,7 +88,7 @@ impl Reporter {
             upgraded_from: snapshot.upgraded_from,
             server_id: snapshot.identity.as_ref().map(|identity| identity.server_id),
             state: snapshot.state,
-            detail: with_disk_warning(&snapshot.detail, disk),
+            detail: with_disk_warning(&snapshot.detail, key, disk, self.fixed.minimum_bytes),
             server_pid: snapshot.server_pid,
             uptime_seconds: snapshot.server_pid.and_then(server::uptime_seconds),
             disk_free_bytes: disk.free_bytes,
@@ -109,18 +117,69 @@ pub(crate) fn disk(path: &Path) -> Disk {
         })
 }
 
+/// Sees that there is room for a server to work.
+///
+/// # Errors
+/// When there is less than the configured minimum.
+pub(crate) fn check_disk(config: &InstanceConfig) -> anyhow::Result<()> {
+    let minimum = config.disk_minimum_mebibytes;
+    for (key, directory) in [
+        ("data_directory", &config.data_directory),
+        ("binlog_directory", &config.binlog_directory),
+    ] {
+        let found = disk(directory);
+        ensure!(
+            found.total_bytes == 0 || found.free_bytes >> 20 >= minimum,
+            "{key} `{}` has {} MiB free, less than disk_minimum_mebibytes = {minimum}: make space, and the server \
+             starts",
+            directory.display(),
+            found.free_bytes >> 20
+        );
+    }
+    Ok(())
+}
+
+/// The one of these directories whose file system has the smallest part free.
+fn scarcest(directories: &[(&'static str, PathBuf); 3]) -> (&'static str, Disk) {
+    let [first, rest @ ..] = directories;
+    let mut worst = (first.0, disk(&first.1));
+    for (key, path) in rest {
+        let found = disk(path);
+        let less = u128::from(found.free_bytes) * u128::from(worst.1.total_bytes)
+            < u128::from(worst.1.free_bytes) * u128::from(found.total_bytes);
+        if less {
+            worst = (key, found);
+        }
+    }
+    worst
+}
+
 /// Less free than this part of the disk is worth a warning before it is full.
 const WARN_BELOW_PART: u64 = 20;
+/// With less than a binlog's next events and a page or two, it is full for a server.
+const FULL_BELOW_BYTES: u64 = 16 << 20;
 
-fn with_disk_warning(detail: &str, disk: Disk) -> String {
-    let low = disk.total_bytes > 0 && disk.free_bytes < disk.total_bytes / WARN_BELOW_PART;
-    if !low {
+fn with_disk_warning(detail: &str, key: &str, disk: Disk, minimum_bytes: u64) -> String {
+    let Disk {
+        free_bytes,
+        total_bytes,
+    } = disk;
+    if total_bytes == 0 {
         return detail.to_owned();
     }
-    let warning = if disk.free_bytes < 16 << 20 {
-        "the disk is full: writes wait until there is space".to_owned()
+    let mebibytes = free_bytes >> 20;
+    let warning = if free_bytes < FULL_BELOW_BYTES {
+        format!("the disk of {key} is full ({mebibytes} MiB free): writes fail or wait until there is space")
+    } else if free_bytes < minimum_bytes {
+        format!(
+            "the disk of {key} is nearly full: {mebibytes} MiB are free, less than disk_minimum_mebibytes = {}, so \
+             the server would not be started again",
+            minimum_bytes >> 20
+        )
+    } else if free_bytes < total_bytes / WARN_BELOW_PART {
+        format!("the disk of {key} is nearly full: {mebibytes} MiB are free")
     } else {
-        format!("the disk is nearly full: {} MiB are free", disk.free_bytes >> 20)
+        return detail.to_owned();
     };
     if detail.is_empty() {
         warning
@@ -134,18 +193,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_said() {
-        let disk = |free_bytes| Disk {
-            free_bytes,
-            total_bytes: 100 << 30,
+    fn a_full_disk_is_said_and_one_that_will_be() {
+        let said = |detail, free_bytes| {
+            let disk = Disk {
+                free_bytes,
+                total_bytes: 100 << 30,
+            };
+            with_disk_warning(detail, "binlog_directory", disk, 256 << 20)
         };
-        assert_eq!(with_disk_warning("x", disk(50 << 30)), "x");
+        assert_eq!(said("x", 50 << 30), "x");
         assert_eq!(
-            with_disk_warning("", disk(1 << 30)),
-            "the disk is nearly full: 1024 MiB are free"
+            said("", 1 << 30),
+            "the disk of binlog_directory is nearly full: 1024 MiB are free"
         );
-        assert!(with_disk_warning("x", disk(1 << 20)).starts_with("x; the disk is full"));
-        assert_eq!(with_disk_warning("", Disk::default()), "");
+        assert!(said("", 200 << 20).contains("would not be started again"));
+        assert!(said("x", 1 << 20).starts_with("x; the disk of binlog_directory is full"));
+        assert_eq!(with_disk_warning("", "data_directory", Disk::default(), 1), "");
+    }
+
+    #[test]
+    fn the_scarcest_disk_counts() {
+        let somewhere = |key| (key, PathBuf::from("/"));
+        // A file system without a size, such as /proc, is never the one.
+        let directories = [somewhere("a"), ("b", PathBuf::from("/proc")), somewhere("c")];
+        assert_eq!(scarcest(&directories).0, "a");
     }
 
     #[test]

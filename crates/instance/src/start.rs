@@ -7,7 +7,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use topology::Flavor;
 
 use crate::binaries::Binaries;
@@ -17,7 +17,7 @@ use crate::identity::Identity;
 use crate::initialise::prepare_directories;
 use crate::memory;
 use crate::notes::{Notes, ServerProcess};
-use crate::report::disk;
+use crate::report::check_disk;
 use crate::server::{self, Launcher, Process};
 
 /// Starts the server of one instance.
@@ -39,7 +39,7 @@ impl Starter {
     /// When something is not as it must be, or the process cannot be started.
     pub(crate) async fn start(&self, identity: &Identity) -> anyhow::Result<Process> {
         prepare_directories(&self.config, &self.launcher)?;
-        self.check_disk()?;
+        check_disk(&self.config)?;
         self.check_ports().await?;
         let process = self.launch(identity, &self.launcher, &[]).await?;
         tracing::info!(pid = process.pid(), "started {}", self.binaries);
@@ -53,7 +53,7 @@ impl Starter {
     /// As [`Starter::start`].
     pub(crate) async fn start_private(&self, identity: &Identity) -> anyhow::Result<Process> {
         prepare_directories(&self.config, &self.launcher)?;
-        self.check_disk()?;
+        check_disk(&self.config)?;
         let launcher = self.launcher.bound_to_work_in(&self.config.data_directory);
         self.launch(identity, &launcher, &["--skip-networking"]).await
     }
@@ -86,24 +86,6 @@ impl Starter {
         launcher
             .start(&self.binaries.server, &arguments, &config.error_log())
             .await
-    }
-
-    fn check_disk(&self) -> anyhow::Result<()> {
-        let minimum = self.config.disk_minimum_mebibytes;
-        for (key, directory) in [
-            ("data_directory", &self.config.data_directory),
-            ("binlog_directory", &self.config.binlog_directory),
-        ] {
-            let found = disk(directory);
-            ensure!(
-                found.total_bytes == 0 || found.free_bytes >> 20 >= minimum,
-                "{key} `{}` has {} MiB free, less than disk_minimum_mebibytes = {minimum}: make space, and the \
-                 server starts",
-                directory.display(),
-                found.free_bytes >> 20
-            );
-        }
-        Ok(())
     }
 
     async fn check_ports(&self) -> anyhow::Result<()> {

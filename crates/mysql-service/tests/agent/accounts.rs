@@ -1,9 +1,11 @@
 //! What the users can do and what they cannot, and the accounts that the agent makes and locks.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use api::agent::{ApplicationRequest, EventsRequest, ScheduledEvents};
 use api::client::Error as ApiError;
+use instance::initialise::{grants_of_dba, grants_of_repl};
 use mysql_client::credentials::{Login, Password};
 use mysql_client::{Depth, Server};
 use topology::observation::Receiver;
@@ -14,6 +16,8 @@ use crate::on_both_flavors;
 
 on_both_flavors! {
     nobody_can_do_more_than_the_job_needs;
+    every_privilege_is_documented_with_its_reason_and_no_other_is_granted;
+    replication_accounts_and_applications_have_their_own_rights_only;
     accounts_are_made_through_the_binlog_and_only_at_a_writable_server;
     a_locked_replica_cannot_acknowledge;
     events_are_switched_without_a_trace;
@@ -42,10 +46,27 @@ async fn nobody_can_do_more_than_the_job_needs(flavor: Flavor) {
             "SET PASSWORD FOR root@localhost = 'x'",
             "SELECT LOAD_FILE('/etc/passwd') FROM app.t",
             "SHUTDOWN",
+            "ALTER USER root@localhost ACCOUNT LOCK",
+            "RENAME USER repl@'%' TO other@'%'",
+            "DROP USER repl@'%'",
+            "INSTALL SONAME 'auth_socket'",
+            "INSTALL PLUGIN auth_socket SONAME 'auth_socket.so'",
+            "CREATE FUNCTION f RETURNS INTEGER SONAME 'f.so'",
+            "CREATE PROCEDURE app.p() SELECT 1",
+            "CREATE DEFINER = root@localhost EVENT app.e ON SCHEDULE EVERY 1 HOUR DO SELECT 1",
+            "CREATE DEFINER = root@localhost TRIGGER app.r BEFORE INSERT ON app.t FOR EACH ROW SET @x = 1",
+            "SELECT 1 INTO OUTFILE '/tmp/mysql-service-outfile'",
+            "LOAD DATA INFILE '/etc/passwd' INTO TABLE app.t",
+            "LOCK TABLES app.t READ",
+            "TRUNCATE app.t",
+            "SHOW CREATE USER root@localhost",
+            "SHOW CREATE TABLE app.t",
         ] {
             assert!(server.execute(sql).await.is_err(), "{} may: {sql}", login.user);
         }
     }
+    // Root is nobody from elsewhere.
+    assert!(agent.connect(&agent.secrets.root().unwrap()).await.is_err());
     let mut repl = agent.connect(&agent.secrets.repl().unwrap()).await.unwrap();
     for sql in [
         "SET GLOBAL read_only = 1",
@@ -74,6 +95,113 @@ async fn nobody_can_do_more_than_the_job_needs(flavor: Flavor) {
     dba.start_replication().await.unwrap();
     dba.stop_replication().await.unwrap();
     dba.forget_source().await.unwrap();
+}
+
+/// The privileges of a user, as its server tells them, each with what it is on.
+async fn granted(root: &mut Server, user: &str) -> BTreeSet<String> {
+    let mut granted = BTreeSet::new();
+    for row in root.query(&format!("SHOW GRANTS FOR {user}@'%'")).await.unwrap() {
+        let line = row.value(0).unwrap();
+        let (privileges, rest) = line.strip_prefix("GRANT ").unwrap().split_once(" ON ").unwrap();
+        let on = rest.split_once(" TO ").unwrap().0.replace('`', "");
+        let names = privileges
+            .split(',')
+            .map(|name| name.trim().replace("READ ONLY", "READ_ONLY"));
+        granted.extend(
+            names
+                .filter(|name| name != "USAGE")
+                .map(|name| format!("{name} on {on}")),
+        );
+        assert!(!line.contains("GRANT OPTION"), "{line}");
+    }
+    granted
+}
+
+async fn every_privilege_is_documented_with_its_reason_and_no_other_is_granted(flavor: Flavor) {
+    let agent = TestAgent::start(Setup::of(flavor)).await;
+    let mut root = agent.root().await;
+    let heading = |flavor| match flavor {
+        Flavor::Mariadb => "## `dba` on MariaDB",
+        Flavor::Mysql => "## `dba` on MySQL",
+    };
+    let document = include_str!("../../../../docs/privileges.md");
+    for (user, grants, heading) in [
+        ("repl", grants_of_repl(), "## `repl` and `repl_<n>`"),
+        ("dba", grants_of_dba(flavor), heading(flavor)),
+    ] {
+        let section = document.split_once(heading).unwrap().1;
+        let section = section.split("\n## ").next().unwrap();
+        let mut expected = BTreeSet::new();
+        for (privileges, on) in grants {
+            for privilege in privileges.split(',').map(str::trim) {
+                expected.insert(format!("{privilege} on {on}"));
+                let reason = section
+                    .lines()
+                    .filter(|line| line.starts_with("| "))
+                    .find(|line| line.contains(&format!("`{privilege}`")))
+                    .and_then(|line| line.split('|').nth(2));
+                assert!(
+                    reason.is_some_and(|reason| reason.trim().len() > 5),
+                    "{user}: no reason for {privilege}"
+                );
+            }
+        }
+        assert_eq!(granted(&mut root, user).await, expected, "{user}");
+    }
+}
+
+async fn replication_accounts_and_applications_have_their_own_rights_only(flavor: Flavor) {
+    let agent = TestAgent::start(Setup::of(flavor)).await;
+    agent.allow_writes().await;
+    post(&agent, "/api/v1/replication-accounts/3/ensure")
+        .await
+        .unwrap();
+    let application = ApplicationRequest {
+        database: "mine".to_owned(),
+        user: "mine".to_owned(),
+        password: "mine".to_owned(),
+    };
+    let path = "/api/v1/application/ensure";
+    agent.client.post_empty(path, &application).await.unwrap();
+    let mut root = agent.root().await;
+    let account = granted(&mut root, "repl_3").await;
+    assert_eq!(account, granted(&mut root, "repl").await);
+    root.execute("CREATE DATABASE other").await.unwrap();
+    root.execute("CREATE TABLE other.t (id INT)").await.unwrap();
+    let mut replica = agent
+        .connect(&agent.secrets.replication(AccountNumber(3)).unwrap())
+        .await
+        .unwrap();
+    let login = Login::new("mine", Password::new("mine"));
+    let mut application = agent.connect(&login).await.unwrap();
+    application.execute("CREATE TABLE mine.t (id INT)").await.unwrap();
+    for sql in [
+        "SELECT * FROM other.t",
+        "INSERT INTO other.t VALUES (1)",
+        "CREATE DATABASE more",
+        "CREATE USER x@'%'",
+        "SET GLOBAL read_only = 0",
+        "SET GLOBAL max_connections = 5",
+        "SET SESSION sql_log_bin = 0",
+        "FLUSH LOGS",
+        "SHUTDOWN",
+    ] {
+        assert!(replica.execute(sql).await.is_err(), "repl_3 may: {sql}");
+        assert!(
+            application.execute(sql).await.is_err(),
+            "an application may: {sql}"
+        );
+    }
+    assert!(replica.execute("INSERT INTO mine.t VALUES (1)").await.is_err());
+    // Read-only holds for it.
+    let closed = agent.dba().await.set_read_only(true).await.unwrap();
+    assert_eq!(closed, mysql_client::ReadOnly::Done);
+    assert!(
+        application
+            .execute("INSERT INTO mine.t VALUES (1)")
+            .await
+            .is_err()
+    );
 }
 
 async fn accounts_are_made_through_the_binlog_and_only_at_a_writable_server(flavor: Flavor) {

@@ -177,6 +177,19 @@ impl TestAgent {
         self.process = Some(Managed::start("the agent", command, &self.path("agent.log")).unwrap());
     }
 
+    /// Starts the process with a shell that first says something of itself, as its process.
+    pub(crate) fn launch_after(&mut self, shell: &str) {
+        let mut command = Command::new("/bin/sh");
+        command
+            .arg("-c")
+            .arg(format!("{shell}\nexec \"$0\" \"$@\""))
+            .arg(env!("CARGO_BIN_EXE_mysql-service"))
+            .arg("instance")
+            .arg("--config")
+            .arg(self.path("instance.toml"));
+        self.process = Some(Managed::start("the agent", command, &self.path("agent.log")).unwrap());
+    }
+
     pub(crate) fn agent(&mut self) -> &mut Managed {
         self.process.as_mut().unwrap()
     }

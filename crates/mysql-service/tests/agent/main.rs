@@ -13,6 +13,7 @@ mod accounts;
 mod backups;
 mod fences;
 mod harness;
+mod limits;
 mod notices;
 mod reloads;
 mod restores;

@@ -6,13 +6,14 @@ use mysql_client::{Depth, Error};
 use topology::Flavor;
 use topology::observation::ServerState;
 
-use crate::harness::{LIMIT, Setup, TestAgent, until};
+use crate::harness::{FakeMonitor, LIMIT, Setup, TestAgent, until};
 use crate::on_both_flavors;
 
 on_both_flavors! {
     a_stop_with_a_waiting_commit_never_says_committed;
     a_stop_ends_clients_and_is_clean;
     a_shutdown_is_for_good;
+    a_master_that_cannot_be_switched_over_is_stopped_all_the_same;
 }
 
 async fn a_stop_with_a_waiting_commit_never_says_committed(flavor: Flavor) {
@@ -93,6 +94,27 @@ async fn a_stop_ends_clients_and_is_clean(flavor: Flavor) {
         .await
         .unwrap();
     assert_eq!(rows.as_deref(), Some("0"));
+}
+
+async fn a_master_that_cannot_be_switched_over_is_stopped_all_the_same(flavor: Flavor) {
+    // This monitor knows no switchover, and says so at once.
+    let monitor = FakeMonitor::start().await;
+    let mut setup = Setup::of(flavor);
+    setup.monitor = Some(monitor.port);
+    let mut agent = TestAgent::start(setup).await;
+    monitor.announce(5, "mysql-server-1", &agent.identity().incarnation);
+    until("it knows that it is the master", LIMIT, async || {
+        agent.log().contains("this server is the master")
+    })
+    .await;
+    agent.allow_writes().await;
+    let begun = std::time::Instant::now();
+    assert_eq!(agent.terminate().await, Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    let log = agent.log();
+    assert!(log.contains("asking the monitor for a switchover"), "{log}");
+    assert!(log.contains("stopping the master without it"), "{log}");
+    assert!(log.contains("stopped cleanly"), "{log}");
 }
 
 async fn a_shutdown_is_for_good(flavor: Flavor) {

@@ -5,13 +5,14 @@ use std::time::Instant;
 use rustix::process::{Pid, Signal, kill_process};
 use topology::{Flavor, Role, Status};
 
-use crate::harness::{HEAL_LIMIT, TestCluster};
+use crate::harness::{HEAL_LIMIT, TestCluster, until};
 use crate::ledger::Ledger;
 use crate::on_both_flavors;
 
 on_both_flavors! {
     a_killed_master_goes_on_as_master_and_nothing_is_lost;
     killed_replicas_agents_and_proxies_come_back;
+    a_master_whose_agent_is_stopped_is_switched_over_first;
 }
 
 fn kill(pid: u32) {
@@ -111,5 +112,48 @@ async fn killed_replicas_agents_and_proxies_come_back(flavor: Flavor) {
     cluster.wait_until_ok().await;
     record.assert_kept(&cluster).await;
     cluster.assert_same_everywhere(&["ledger", "alone"]).await;
+    cluster.stop().await;
+}
+
+/// As `systemctl stop` does on a cluster of several machines. `up` switches it off, as it stops everything.
+async fn a_master_whose_agent_is_stopped_is_switched_over_first(flavor: Flavor) {
+    let mut cluster = TestCluster::start(flavor).await;
+    let configuration = cluster.cluster.layout().configuration_file("mysql-server-1");
+    let text = std::fs::read_to_string(&configuration).unwrap();
+    let wanted = text.replace("switchover_before_stop = false", "switchover_before_stop = true");
+    assert_ne!(text, wanted);
+    std::fs::write(&configuration, wanted).unwrap();
+    cluster
+        .cluster
+        .daemon("mysql-server-1")
+        .unwrap()
+        .signal(Signal::HUP)
+        .unwrap();
+    let log = cluster.cluster.layout().log_file("mysql-server-1");
+    let said = async |words: &str| std::fs::read_to_string(&log).unwrap().contains(words);
+    until("the agent has read it", async || {
+        said("in force: switchover_before_stop").await
+    })
+    .await;
+
+    let ledger = Ledger::start(&cluster).await;
+    ledger.wait_for_a_write().await;
+    let agent = cluster.cluster.daemon("mysql-server-1").unwrap();
+    agent.signal(Signal::TERM).unwrap();
+    let ended = agent
+        .wait(HEAL_LIMIT)
+        .await
+        .unwrap()
+        .expect("the agent does not end");
+    assert_eq!(ended.code(), Some(0));
+    // Another one was the Master before the server was stopped, and applications have written there.
+    assert_eq!(cluster.only(Role::Master).await.as_str(), "mysql-server-2");
+    assert!(said("another server is the master now").await && said("stopped cleanly").await);
+    ledger.wait_for_a_write().await;
+    let record = ledger.stop().await;
+    cluster.cluster.restart("mysql-server-1").unwrap();
+    cluster.wait_until_ok().await;
+    record.assert_kept(&cluster).await;
+    cluster.assert_same_everywhere(&["ledger"]).await;
     cluster.stop().await;
 }
