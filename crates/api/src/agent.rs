@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use topology::observation::ServerState;
 use topology::{Address, ClusterId, Flavor, Generation, Incarnation, InstanceId, ServerId, Version};
 
+use crate::archive::{ArchiveOrder, ArchiveReport};
+
 /// What an agent says of itself and its server; also the body of `POST /api/v1/agents/{id}/heartbeat`,
 /// sent every second and at once when the state changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +58,9 @@ pub struct InstanceReport {
     pub wall_clock_unix_milliseconds: u64,
     /// The highest generation that the agent has heard.
     pub generation: Generation,
+    /// The binlog archive; `None` where no backup store is configured.
+    #[serde(default)]
+    pub archive: Option<ArchiveReport>,
 }
 
 /// The monitor's answer to a heartbeat.
@@ -72,6 +77,9 @@ pub struct HeartbeatReply {
     pub master: Option<MasterAnnouncement>,
     /// The incarnation that is registered under the agent's name, if one is.
     pub registered_incarnation: Option<Incarnation>,
+    /// What is wanted of the binlog archive; `None`: nothing was decided.
+    #[serde(default)]
+    pub archive: Option<ArchiveOrder>,
 }
 
 /// Who is the master.

@@ -97,6 +97,9 @@ pub struct AgentDocument {
     pub state: String,
     /// Seconds since it was heard.
     pub heard_seconds_ago: Option<u64>,
+    /// What it says of the binlog archive; `None` where no backup store is configured.
+    #[serde(default)]
+    pub archive: Option<crate::archive::ArchiveReport>,
 }
 
 pub use topology::Status;

@@ -4,6 +4,7 @@
 //! or an older one and refuses a newer one.
 
 pub mod agent;
+pub mod archive;
 pub mod backup;
 pub mod client;
 pub mod cluster;

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
+use api::archive::ArchiveOrder;
 use mysql_client::credentials::SecretFile;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -16,6 +17,7 @@ use topology::Generation;
 use topology::observation::ServerState;
 
 use crate::announce::{announce, announce_end};
+use crate::archiver;
 use crate::binaries::Binaries;
 use crate::children::reap_orphans;
 use crate::config::{FlavorChoice, InstanceConfig};
@@ -77,7 +79,8 @@ pub async fn run(
         server_pid: None,
         generation: Generation::ZERO,
     });
-    let reporter = Reporter::new(&config, binaries.flavor, snapshot);
+    let (archive, orders) = archiver::Parts::new(&config, binaries.flavor, &secrets, snapshot.clone());
+    let reporter = Reporter::new(&config, binaries.flavor, snapshot, archive.watched());
     let token = secrets.agent_token()?;
     let monitors = heartbeat::clients(&config.monitor, &token)?;
     let (driver, events) = mpsc::channel(64);
@@ -104,14 +107,11 @@ pub async fn run(
         around.spawn(heartbeat::beat(monitor.clone(), reporter.clone(), driver.clone()));
     }
     around.spawn(take_reloads(reloads, driver));
+    archiver::start(&archive, &mut around)?;
     let manager = ServiceManager::of_environment();
     let announcement = announce(manager.clone(), publish.subscribe(), shutdown.clone());
     around.spawn(announcement);
-    around.spawn(async {
-        if let Err(error) = reap_orphans().await {
-            tracing::error!("orphans that end stay zombies: {error}");
-        }
-    });
+    around.spawn(keep_reaping());
 
     let run_directory = config.run_directory.clone();
     let starter = Starter {
@@ -128,7 +128,7 @@ pub async fn run(
         reporter: &reporter,
     };
     around.spawn(end_jobs(jobs.clone(), stopping));
-    let outcome = Box::pin(serve(&parts, &contents, events, shutdown)).await;
+    let outcome = Box::pin(serve(&parts, &contents, events, &orders, shutdown)).await;
     jobs.end_all().await;
     if let Err(error) = &outcome {
         last_words::leave(&run_directory, Some(&format!("{error:#}")));
@@ -147,6 +147,12 @@ pub async fn run(
         tracing::warn!("no monitor heard that the server is stopped");
     }
     outcome
+}
+
+async fn keep_reaping() {
+    if let Err(error) = reap_orphans().await {
+        tracing::error!("orphans that end stay zombies: {error}");
+    }
 }
 
 /// Hands what was read again to the driver, with the secrets that go with it.
@@ -180,6 +186,7 @@ async fn serve(
     parts: &Filling<'_>,
     contents: &Contents,
     mut events: mpsc::Receiver<Event>,
+    orders: &watch::Sender<Option<ArchiveOrder>>,
     mut shutdown: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let starter = parts.starter;
@@ -211,6 +218,7 @@ async fn serve(
             notes,
             publish: parts.publish.clone(),
             events,
+            orders: orders.clone(),
         });
         match driver.run(adopted, shutdown.clone()).await? {
             Ended::Stopped => return Ok(()),

@@ -115,6 +115,13 @@ pub struct InstanceConfig {
     /// [`InstanceConfig::staging`].
     #[serde(default)]
     pub backup_staging_directory: Option<PathBuf>,
+    /// How long binlog files stay on the server's disk that are archived and read by every replica, where a backup store
+    /// is configured. Without one the server removes them after a week by itself.
+    #[serde(default = "binlog_keep_hours")]
+    pub binlog_keep_hours: u64,
+    /// How much room binlog files may take on the server's disk, in MiB; none: all there is.
+    #[serde(default)]
+    pub binlog_disk_limit_mebibytes: Option<u64>,
     /// How the segments of full backups are compressed.
     #[serde(default)]
     pub backup_compression: Compression,
@@ -415,6 +422,11 @@ fn yes() -> bool {
     true
 }
 
+/// Long enough for a replica that was away over a weekend.
+fn binlog_keep_hours() -> u64 {
+    72
+}
+
 fn stop_grace_seconds() -> u64 {
     30
 }
@@ -512,6 +524,8 @@ mod tests {
             "restore_from_store",
             "restore_foreign_cluster",
             "backup_staging_directory",
+            "binlog_keep_hours",
+            "binlog_disk_limit_mebibytes",
             "backup_compression",
             "backup_compression_level",
             "backup_threads",

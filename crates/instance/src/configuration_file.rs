@@ -89,6 +89,8 @@ fn fill(line: &str, values: &BTreeMap<&'static str, String>) -> String {
     filled
 }
 
+const A_WEEK_SECONDS: &str = "604800";
+
 fn values(settings: &Settings<'_>) -> BTreeMap<&'static str, String> {
     let config = settings.config;
     let sizes = Sizes::of(settings.memory, settings.flavor);
@@ -101,6 +103,16 @@ fn values(settings: &Settings<'_>) -> BTreeMap<&'static str, String> {
     };
     BTreeMap::from([
         ("id", config.id.to_string()),
+        (
+            "binlog_expire_logs_seconds",
+            // With an archive the agent removes what is archived, and nothing else may.
+            if config.backup_store.is_some() {
+                "0"
+            } else {
+                A_WEEK_SECONDS
+            }
+            .to_owned(),
+        ),
         ("data_directory", path(&config.data_directory)),
         ("binlog_directory", path(&config.binlog_directory)),
         ("relay_log_directory", path(&config.relay_log_directory)),

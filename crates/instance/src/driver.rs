@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::agent::{ApplicationRequest, HeartbeatReply, ScheduledEvent};
+use api::archive::ArchiveOrder;
 use api::client::Client;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
@@ -143,6 +144,8 @@ pub(crate) struct Driver {
     notes: Notes,
     publish: watch::Sender<Snapshot>,
     events: mpsc::Receiver<Event>,
+    /// What the monitor wants of the binlog archive.
+    orders: watch::Sender<Option<ArchiveOrder>>,
     phase: Phase,
     state: ServerState,
     /// A word about the state.
@@ -186,6 +189,7 @@ pub(crate) struct Parts {
     pub(crate) notes: Notes,
     pub(crate) publish: watch::Sender<Snapshot>,
     pub(crate) events: mpsc::Receiver<Event>,
+    pub(crate) orders: watch::Sender<Option<ArchiveOrder>>,
 }
 
 impl Driver {
@@ -199,6 +203,7 @@ impl Driver {
             notes: parts.notes,
             publish: parts.publish,
             events: parts.events,
+            orders: parts.orders,
             phase: Phase::Stopped,
             state: ServerState::Starting,
             detail: String::new(),

@@ -197,6 +197,7 @@ mod tests {
                 address: "h:1".parse().unwrap(),
             }),
             registered_incarnation: None,
+            archive: None,
         }
     }
 

@@ -8,7 +8,9 @@
 //! take the disk away from them. [`Work::ArchiveNow`] alone goes beside any. A job that the journal calls running
 //! when an agent starts was ended with the agent before: it failed, and what it left in the store is not a backup.
 
+mod archive_now;
 mod clone;
+mod fetch_increment;
 mod full_backup;
 mod journal;
 pub(crate) mod mariadb_backup;

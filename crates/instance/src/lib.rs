@@ -14,6 +14,7 @@
 mod accounts;
 mod agent;
 mod announce;
+mod archiver;
 pub mod binaries;
 pub mod children;
 pub mod config;

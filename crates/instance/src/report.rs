@@ -6,10 +6,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::ensure;
 use api::agent::InstanceReport;
+use backup::archive::Progress;
 use tokio::sync::watch;
 use topology::observation::ServerState;
 use topology::{Address, Flavor, Generation, InstanceId, Version};
 
+use crate::archiver;
 use crate::config::InstanceConfig;
 use crate::identity::Identity;
 use crate::server;
@@ -30,7 +32,15 @@ pub(crate) struct Snapshot {
 #[derive(Debug, Clone)]
 pub(crate) struct Reporter {
     pub(crate) snapshot: watch::Receiver<Snapshot>,
+    pub(crate) archive: ArchiveWatch,
     fixed: Arc<Fixed>,
+}
+
+/// Where the archiver's tasks publish.
+#[derive(Debug, Clone)]
+pub(crate) struct ArchiveWatch {
+    pub(crate) state: watch::Receiver<archiver::State>,
+    pub(crate) progress: watch::Receiver<Progress>,
 }
 
 #[derive(Debug)]
@@ -41,12 +51,19 @@ struct Fixed {
     /// Where the server writes what it cannot do without, by the names of their keys.
     directories: [(&'static str, PathBuf); 3],
     minimum_bytes: u64,
+    config: InstanceConfig,
 }
 
 impl Reporter {
-    pub(crate) fn new(config: &InstanceConfig, flavor: Flavor, snapshot: watch::Receiver<Snapshot>) -> Self {
+    pub(crate) fn new(
+        config: &InstanceConfig,
+        flavor: Flavor,
+        snapshot: watch::Receiver<Snapshot>,
+        archive: ArchiveWatch,
+    ) -> Self {
         Self {
             snapshot,
+            archive,
             fixed: Arc::new(Fixed {
                 id: config.id.clone(),
                 address: config.address.clone(),
@@ -57,6 +74,7 @@ impl Reporter {
                     ("relay_log_directory", config.relay_log_directory.clone()),
                 ],
                 minimum_bytes: config.disk_minimum_mebibytes << 20,
+                config: config.clone(),
             }),
         }
     }
@@ -95,6 +113,7 @@ impl Reporter {
             disk_total_bytes: disk.total_bytes,
             wall_clock_unix_milliseconds: u64::try_from(wall_clock.as_millis()).unwrap_or(u64::MAX),
             generation: snapshot.generation,
+            archive: archiver::report(&self.fixed.config, &self.archive.state, &self.archive.progress),
         }
     }
 }

@@ -10,6 +10,7 @@
 //!
 //! Everybody else reads what it publishes. Nothing is acknowledged before it is stored.
 
+mod archive;
 mod errands;
 mod execution;
 mod healing;

@@ -10,6 +10,7 @@
 
 mod accounts;
 pub mod binlog;
+mod binlog_files;
 mod clone;
 mod connection;
 pub mod credentials;

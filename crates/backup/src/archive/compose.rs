@@ -38,6 +38,8 @@ pub struct Composer {
     collector: Collector,
     count: u64,
     commit_times: Option<(u64, u64)>,
+    /// Whether nothing more comes: the file ended, with a whole transaction or not.
+    closed: bool,
     /// The last place between two transactions, and between two events.
     between_transactions: Option<Mark>,
     between_events: Option<Mark>,
@@ -106,6 +108,7 @@ impl Composer {
             collector: Collector::default(),
             count: 0,
             commit_times: None,
+            closed: false,
             between_transactions: None,
             between_events: None,
         }
@@ -165,18 +168,28 @@ impl Composer {
         self.next_file.as_deref()
     }
 
+    /// The family of its server.
+    #[must_use]
+    pub fn flavor(&self) -> Flavor {
+        self.flavor
+    }
+
+    /// The file ended: what is there is cut even where a transaction is not whole, as after a crash.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
     /// Bytes that no segment has yet.
     #[must_use]
     pub fn pending_bytes(&self) -> usize {
         self.pending.len()
     }
 
-    /// Whether something is there to be cut that ends where a transaction does.
+    /// Whether there is something to cut.
     #[must_use]
     pub fn is_worth_a_cut(&self) -> bool {
-        self.between_transactions
-            .as_ref()
-            .is_some_and(|mark| mark.end > self.first)
+        let ahead = |mark: &Option<Mark>| mark.as_ref().is_some_and(|mark| mark.end > self.first);
+        ahead(&self.between_transactions) || self.is_full() || (self.closed && ahead(&self.between_events))
     }
 
     /// Whether no more bytes should be taken before a cut.
@@ -285,9 +298,10 @@ impl Composer {
         let ahead = |mark: &&Mark| mark.end > self.first;
         let mark = match self.between_transactions.as_ref().filter(ahead) {
             Some(mark) => mark.clone(),
-            None if !self.is_full() => return Ok(None),
+            None if !self.is_full() && !self.closed => return Ok(None),
             None => match self.between_events.as_ref().filter(ahead) {
                 Some(mark) => mark.clone(),
+                None if !self.is_full() => return Ok(None),
                 None => Mark {
                     end: self.first + self.pending.len() as u64,
                     resume: ResumePoint {
@@ -305,6 +319,7 @@ impl Composer {
             && self.next_file.is_none()
             && self.count == 0
             && !self.is_full()
+            && !self.closed
         {
             return Ok(None);
         }

@@ -180,6 +180,12 @@ impl Coverage {
         }
     }
 
+    /// Whether nothing is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.mysql.is_empty() && self.mariadb.by_server.is_empty() && self.mariadb.base.is_empty()
+    }
+
     /// What of the transactions before a file is nowhere; empty when nothing is.
     #[must_use]
     pub fn missing_before(&self, previous: &PreviousGtids) -> Vec<String> {
@@ -353,20 +359,31 @@ fn run(prefix: &str, first: u64, last: u64) -> String {
     }
 }
 
+/// What the archive has, with what lies before it: the oldest full backup, without one what the oldest file says.
+pub(super) fn known(index: &Index, bases: &[Base]) -> Coverage {
+    let mut coverage = coverage(index);
+    if let Some(oldest) = bases.iter().min_by_key(|base| base.ended_microseconds) {
+        coverage.add_base(&oldest.transactions);
+    } else {
+        let oldest = index.all_files().min_by_key(|file| by_time(file));
+        if let Some(origin) = oldest.and_then(ArchivedFile::previous) {
+            coverage.add_origin(origin);
+        }
+    }
+    coverage
+}
+
+/// Files without a transaction come last.
+fn by_time(file: &ArchivedFile) -> (u64, u64) {
+    file.commit_times().unwrap_or((u64::MAX, u64::MAX))
+}
+
 /// What is missing after the oldest base; without a base after the oldest file.
 #[must_use]
 pub fn holes(index: &Index, bases: &[Base]) -> Vec<Hole> {
-    let mut coverage = coverage(index);
+    let coverage = known(index, bases);
     let mut files: Vec<&ArchivedFile> = index.all_files().collect();
-    files.sort_by_key(|file| file.commit_times().unwrap_or((u64::MAX, u64::MAX)));
-    match bases.iter().min_by_key(|base| base.ended_microseconds) {
-        Some(oldest) => coverage.add_base(&oldest.transactions),
-        None => {
-            if let Some(origin) = files.first().and_then(|file| file.previous()) {
-                coverage.add_origin(origin);
-            }
-        }
-    }
+    files.sort_by_key(|file| by_time(file));
     let mut named = BTreeSet::new();
     let mut found = Vec::new();
     for file in &files {
@@ -405,4 +422,10 @@ pub fn window(index: &Index, bases: &[Base]) -> Window {
         to: newest_base.and(newest_base.max(newest_archived)),
         holes: holes(index, bases),
     }
+}
+
+/// Whether everything that was logged before a file of a server is in the archive or in the oldest full backup.
+#[must_use]
+pub fn covered(index: &Index, bases: &[Base], previous: &PreviousGtids) -> bool {
+    known(index, bases).missing_before(previous).is_empty()
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use mysql_client::binlog::PreviousGtids;
 
-use super::segment::INDEX_FOLDER;
+use super::segment::{FOLDER, INDEX_FOLDER};
 use super::{SEGMENT_FORMAT, Seen, Segment, Source};
 use crate::store::{Store, StoreError};
 
@@ -196,6 +196,26 @@ impl Index {
     pub fn is_empty(&self) -> bool {
         self.files.is_empty()
     }
+}
+
+/// Segments whose bytes are not in the store, or not as many as the index says.
+///
+/// # Errors
+/// When the store fails.
+pub async fn lost_objects(store: &Store, index: &Index) -> Result<Vec<Segment>, StoreError> {
+    let there: BTreeMap<String, u64> = store
+        .list(FOLDER)
+        .await?
+        .into_iter()
+        .map(|object| (object.name, object.length))
+        .collect();
+    let lost = |segment: &&Segment| there.get(&segment.object()) != Some(&segment.stored());
+    Ok(index
+        .all_files()
+        .flat_map(ArchivedFile::segments)
+        .filter(lost)
+        .cloned()
+        .collect())
 }
 
 fn key(file: &str) -> FileKey {

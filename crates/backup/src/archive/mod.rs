@@ -15,6 +15,8 @@
 //! | `seen` | the transactions of a range of bytes |
 //! | `segment` | what the index says of a range of bytes; its names; its blocks |
 //! | `compose` | from a server's stream of bytes to segments, cut where transactions end |
+//! | `begin` | where an archiver begins at a server |
+//! | `session` | an archiver at its server |
 //! | `index` | all segments of a store |
 //! | `deposit` | a segment into the store, once |
 //! | `read` | a file's bytes out of the store, each block checked before it is handed out |
@@ -22,6 +24,7 @@
 //! | `compact` | many small segments into few large ones |
 //! | `retention` | what no recovery point needs any more |
 
+mod begin;
 mod compact;
 mod compose;
 mod deposit;
@@ -31,15 +34,18 @@ mod read;
 mod retention;
 mod seen;
 mod segment;
+mod session;
 mod source;
 
+pub use begin::{ArchivedServer, previous_of};
 pub use compact::{CompactError, Compaction, compact, superseded, worth_compacting};
 pub use compose::{ComposeError, Composer, Cut, Resume};
 pub use deposit::{DepositError, deposit};
-pub use history::{Base, Coverage, Hole, Window, coverage, holes, window};
-pub use index::{ArchivedFile, Index, file_number};
+pub use history::{Base, Coverage, Hole, Window, coverage, covered, holes, window};
+pub use index::{ArchivedFile, Index, file_number, lost_objects};
 pub use read::{FileReader, ReadError};
 pub use retention::{remove, unneeded};
 pub use seen::{Runs, Seen};
 pub use segment::{Block, FileFormat, LARGEST_BLOCK_BYTES, ResumePoint, SEGMENT_FORMAT, Segment};
+pub use session::{ArchiveError, Progress, archive};
 pub use source::{ParseSourceError, Source};

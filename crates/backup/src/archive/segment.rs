@@ -153,6 +153,12 @@ impl Segment {
         self.blocks.iter().map(|block| block.stored).sum()
     }
 
+    /// Bytes of the index object.
+    #[must_use]
+    pub fn index_length(&self) -> u64 {
+        serde_json::to_vec(self).map_or(0, |document| document.len() as u64)
+    }
+
     /// Whether two documents are of the same bytes, however they were compressed.
     #[must_use]
     pub fn says_the_same(&self, other: &Self) -> bool {

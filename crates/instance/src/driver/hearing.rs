@@ -58,6 +58,11 @@ impl Driver {
             self.refresh();
         }
         self.tell(&verdict);
+        self.orders.send_if_modified(|order| {
+            let changed = *order != reply.archive;
+            order.clone_from(&reply.archive);
+            changed
+        });
         let deposed = matches!(verdict, Verdict::Other { deposed: true, .. })
             && self.verdict.as_ref() != Some(&verdict);
         let forbids = verdict.forbids_writes();

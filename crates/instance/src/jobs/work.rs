@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use api::job::Work;
 
+use super::archive_now::archive_now;
+use super::fetch_increment::fetch_increment;
 use super::full_backup::full_backup;
 use super::restore_full::{Wish, restore_full};
 use super::{Job, JobError, Outcome, Tools, name};
@@ -32,6 +34,8 @@ pub(super) async fn carry_out(tools: &Arc<Tools>, job: &Arc<Job>) -> Result<Outc
             )
             .await
         }
+        Work::ArchiveNow => archive_now(tools, job).await,
+        Work::FetchIncrement => fetch_increment(tools, job).await,
         other => Err(JobError::Refused(format!(
             "{} is not something that this version can do yet",
             name(&other)

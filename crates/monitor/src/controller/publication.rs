@@ -276,6 +276,7 @@ impl<S: Store> Controller<S> {
         };
         let mut problems = assessment.problems.clone();
         problems.extend(backup_problems(&known, Timestamp::now()));
+        problems.extend(self.archive_problems());
         let cluster = &self.state.cluster;
         let flavor_of = |view: &InstanceView| view.last_seen.as_ref().map(|(_, seen)| seen.flavor);
         let flavor = cluster
@@ -361,11 +362,13 @@ impl<S: Store> Controller<S> {
                 url,
                 state: "not heard yet".to_owned(),
                 heard_seconds_ago: None,
+                archive: None,
             },
             Some(heard) => AgentDocument {
                 url,
                 state: agent_state(&heard.report),
                 heard_seconds_ago: Some(self.now().since(heard.at).as_secs()),
+                archive: heard.report.archive.clone(),
             },
         }
     }

@@ -195,6 +195,7 @@ impl<S: Store> Controller<S> {
             generation: cluster.generation,
             master,
             registered_incarnation: cluster.members.get(id).map(|member| member.incarnation.clone()),
+            archive: self.archive_order(id),
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use api::cluster::InstanceDocument;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
@@ -129,6 +130,7 @@ fn instances(page: &mut Page, snapshot: &Snapshot, clock: Clock) {
         else {
             continue;
         };
+        archive(page, document, &labels);
         for role in [Role::Master, Role::Standby, Role::Slave, Role::Unregistered] {
             let word = role.to_string();
             let role_labels = [labels.as_slice(), &[("role", word.as_str())]].concat();
@@ -170,6 +172,69 @@ fn instances(page: &mut Page, snapshot: &Snapshot, clock: Clock) {
                 &labels,
                 float(report.disk_free_bytes),
             );
+        }
+    }
+}
+
+fn archive(page: &mut Page, document: &InstanceDocument, labels: &[(&str, &str)]) {
+    let Some(report) = &document.agent.archive else {
+        return;
+    };
+    let help = "Whether the instance's binlog is put into the backup store by its agent.";
+    page.add(
+        "mysql_service_archive_archiving",
+        help,
+        labels,
+        flag(report.archiving),
+    );
+    if !report.archiving {
+        return;
+    }
+    if let Some(lag) = report.lag_milliseconds {
+        let help = "Age of the oldest thing that was logged and is not in the backup store.";
+        page.add(
+            "mysql_service_archive_lag_seconds",
+            help,
+            labels,
+            float(lag) / 1e3,
+        );
+    }
+    let help = "Bytes of binlogs put into the backup store since the agent was started.";
+    page.add_kind(
+        "mysql_service_archive_bytes_total",
+        "counter",
+        help,
+        labels,
+        float(report.archived_bytes),
+    );
+    let help = "What they took there.";
+    page.add_kind(
+        "mysql_service_archive_stored_bytes_total",
+        "counter",
+        help,
+        labels,
+        float(report.stored_bytes),
+    );
+    let Some(window) = &report.window else {
+        return;
+    };
+    let help = "Gaps in the binlog archive.";
+    let gaps = u64::try_from(window.missing.len()).unwrap_or(u64::MAX);
+    page.add("mysql_service_archive_gaps", help, labels, float(gaps));
+    for (name, time, help) in [
+        (
+            "mysql_service_restorable_from_timestamp_seconds",
+            window.from_unix_microseconds,
+            "The earliest moment that can be restored.",
+        ),
+        (
+            "mysql_service_restorable_to_timestamp_seconds",
+            window.to_unix_microseconds,
+            "The latest moment that can be restored.",
+        ),
+    ] {
+        if let Some(time) = time {
+            page.add(name, help, labels, float(time) / 1e6);
         }
     }
 }

@@ -45,6 +45,7 @@ async fn watch(client: &Client, output: Output) -> Result<(), Failure> {
                 // Only the time since each agent was heard changes all the time.
                 for instance in &mut cluster.instances {
                     instance.agent.heard_seconds_ago = None;
+                    instance.agent.archive = None;
                 }
                 serde_json::to_string(&cluster).map_err(|error| Failure::Failed(error.into()))?
             }
@@ -220,6 +221,7 @@ pub(crate) mod tests {
                 url: "http://127.0.0.1:3411".to_owned(),
                 state: "running".to_owned(),
                 heard_seconds_ago: Some(0),
+                archive: None,
             },
         }
     }

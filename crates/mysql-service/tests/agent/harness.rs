@@ -341,6 +341,7 @@ impl FakeMonitor {
                 generation: Generation(1),
                 master: None,
                 registered_incarnation: None,
+                archive: None,
             },
             token: None,
         }));

@@ -9,6 +9,7 @@
     reason = "helpers of tests fail the test, and show what it measured"
 )]
 
+mod archive;
 mod command;
 mod crashes;
 mod harness;

@@ -1,0 +1,212 @@
+//! Where an archiver begins at a server.
+
+use std::time::Duration;
+
+use mysql_client::binlog::{BinlogScanner, MAGIC, PreviousGtids, event_type};
+use mysql_client::credentials::Login;
+use mysql_client::replication_client::{BinlogDump, DumpRequest, Sent};
+use mysql_client::{Endpoint, Error, Server};
+use topology::{Flavor, Incarnation, ServerId};
+
+use super::history::known;
+use super::session::ArchiveError;
+use super::{ArchivedFile, Base, Composer, Coverage, FileFormat, Index, Source, file_number};
+
+/// A server whose binlog is archived.
+#[derive(Debug, Clone)]
+pub struct ArchivedServer {
+    /// Where it is.
+    pub endpoint: Endpoint,
+    /// Who may list its files.
+    pub lister: Login,
+    /// Who may read its binlog.
+    pub reader: Login,
+    /// Its family.
+    pub flavor: Flavor,
+    /// Its data's identity.
+    pub incarnation: Incarnation,
+    /// Its id.
+    pub server_id: ServerId,
+    /// The id that its archiver uses towards it.
+    pub archiver_id: u32,
+}
+
+/// For one statement or one login.
+pub(super) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// What a binlog file begins with.
+#[derive(Debug, Clone)]
+struct Head {
+    format: FileFormat,
+    previous: Option<PreviousGtids>,
+}
+
+/// Where to begin, from what the archive and the server have.
+///
+/// # Errors
+/// When the server does not answer, or has no binlog.
+pub(super) async fn begin(
+    server: &ArchivedServer,
+    index: &Index,
+    bases: &[Base],
+) -> Result<Composer, ArchiveError> {
+    let mut session = Server::connect(&server.endpoint, &server.lister, DEADLINE).await?;
+    let first_line = first_line(server, &mut session).await?;
+    let files = session.binlog_files().await?;
+    drop(session);
+    let Some(line) = index.last_line(&first_line) else {
+        return begin_line(server, &first_line, &files, &known(index, bases)).await;
+    };
+    let next_line = first_line.after_resets(line.resets() + 1);
+    let Some(last) = index.files(line).last() else {
+        return begin_line(server, line, &files, &known(index, bases)).await;
+    };
+    match go_on(server, last, &files).await? {
+        GoOn::Here(composer) => Ok(*composer),
+        GoOn::From(file) => Ok(Composer::new(line.clone(), server.flavor, &file)),
+        GoOn::Reset => {
+            tracing::warn!(
+                source = %next_line,
+                "the server's binlogs begin anew; the archive keeps those before apart"
+            );
+            begin_line(server, &next_line, &files, &known(index, bases)).await
+        }
+    }
+}
+
+async fn first_line(server: &ArchivedServer, session: &mut Server) -> Result<Source, ArchiveError> {
+    match server.flavor {
+        Flavor::Mariadb => Ok(Source::mariadb(server.server_id, &server.incarnation)),
+        Flavor::Mysql => {
+            let uuid = session.query_value("SELECT @@global.server_uuid").await?;
+            let uuid = uuid.and_then(|uuid| uuid.parse().ok());
+            uuid.map(|uuid| Source::mysql(&uuid))
+                .ok_or_else(|| Error::Unexpected("the server does not tell its UUID".to_owned()).into())
+        }
+    }
+}
+
+/// How a line goes on at its server.
+enum GoOn {
+    /// Within the last archived file.
+    Here(Box<Composer>),
+    /// With a later file: the last one was purged, or its end was cut off in a crash.
+    From(String),
+    /// The names began anew: what is archived under them is another history.
+    Reset,
+}
+
+async fn go_on(
+    server: &ArchivedServer,
+    last: &ArchivedFile,
+    files: &[(String, u64)],
+) -> Result<GoOn, ArchiveError> {
+    let number = file_number(last.name());
+    let later = || {
+        files
+            .iter()
+            .find(|(name, _)| file_number(name) > number)
+            .map(|(name, _)| name.clone())
+    };
+    let Some((name, length)) = files.iter().find(|(name, _)| name == last.name()) else {
+        let first = files.first().map_or(0, |(name, _)| file_number(name));
+        return Ok(match later() {
+            Some(next) if first > number => GoOn::From(next),
+            _ => GoOn::Reset,
+        });
+    };
+    if head(server, name).await?.format != last.first().file_format {
+        return Ok(GoOn::Reset);
+    }
+    let chain = last.chain(0);
+    let Some(segment) = chain.last() else {
+        return Ok(GoOn::From(name.clone()));
+    };
+    if *length < segment.end {
+        // The server lost the end of the file in a crash; what follows is in the next one.
+        return Ok(later().map_or(GoOn::Reset, GoOn::From));
+    }
+    Ok(GoOn::Here(Box::new(Composer::after(segment))))
+}
+
+/// The newest file before which nothing is missing, else the oldest there is.
+async fn begin_line(
+    server: &ArchivedServer,
+    line: &Source,
+    files: &[(String, u64)],
+    known: &Coverage,
+) -> Result<Composer, ArchiveError> {
+    let mut begin = None;
+    for (name, _) in files.iter().rev() {
+        begin = Some(name);
+        let previous = head(server, name).await?.previous;
+        if previous.is_some_and(|previous| known.missing_before(&previous).is_empty() && !known.is_empty()) {
+            break;
+        }
+    }
+    match begin {
+        Some(name) => Ok(Composer::new(line.clone(), server.flavor, name)),
+        None => Err(Error::Unexpected("the server has no binlog".to_owned()).into()),
+    }
+}
+
+/// What was logged before a file of the server.
+///
+/// # Errors
+/// When the server does not give the file.
+pub async fn previous_of(server: &ArchivedServer, file: &str) -> Result<Option<PreviousGtids>, ArchiveError> {
+    Ok(head(server, file).await?.previous)
+}
+
+/// Reads a file's format and the list after it.
+async fn head(server: &ArchivedServer, file: &str) -> Result<Head, ArchiveError> {
+    let request = DumpRequest {
+        file,
+        position: MAGIC.len() as u64,
+        server_id: server.archiver_id,
+        wait: None,
+    };
+    let mut dump = BinlogDump::start(
+        &server.endpoint,
+        &server.reader,
+        server.flavor,
+        &request,
+        DEADLINE,
+    )
+    .await?;
+    let mut scanner = BinlogScanner::new();
+    scanner.push(&MAGIC)?;
+    let mut format = None;
+    loop {
+        let bytes = match dump.next(DEADLINE).await? {
+            Sent::Bytes(bytes) => bytes,
+            Sent::File { name, .. } if name == file => continue,
+            Sent::Heartbeat => continue,
+            Sent::File { .. } | Sent::End => break,
+        };
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let step = scanner.push(rest)?;
+            rest = &rest[step.consumed..];
+            let Some(event) = step.event else { continue };
+            match (event.header.event_type, scanner.format()) {
+                (event_type::FORMAT_DESCRIPTION, Some(description)) => {
+                    format = Some(FileFormat::new(description, event.crc32));
+                }
+                (event_type::START_ENCRYPTION, _) => {}
+                (_, _) => {
+                    let previous = PreviousGtids::parse(&event.header, scanner.head())?;
+                    return format
+                        .map(|format| Head { format, previous })
+                        .ok_or_else(|| Error::Unexpected(format!("{file} has no format")).into());
+                }
+            }
+        }
+    }
+    format
+        .map(|format| Head {
+            format,
+            previous: None,
+        })
+        .ok_or_else(|| Error::Unexpected(format!("{file} has no format")).into())
+}
