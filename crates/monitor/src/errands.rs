@@ -59,6 +59,13 @@ pub(crate) enum Stage {
         /// What.
         work: Work,
     },
+    /// An agent fills its data directory from the backup that an earlier stage has made.
+    RestoreMade {
+        /// Whose.
+        at: InstanceId,
+        /// The data directory that may be thrown away for it.
+        discard: Option<Incarnation>,
+    },
     /// Wait until the server answers on a new data directory.
     AwaitServer {
         /// Whose.
@@ -88,6 +95,7 @@ impl Stage {
     pub(crate) fn title(&self) -> String {
         match self {
             Self::Job { at, work } => format!("{at}: {}", describe(work)),
+            Self::RestoreMade { at, .. } => format!("{at}: restore its data from that backup"),
             Self::AwaitServer { at, .. } => format!("wait until the server of {at} answers"),
             Self::Register { at } => format!("register {at} as Slave"),
             Self::Activate { at } => format!("activate {at}"),
@@ -99,6 +107,7 @@ impl Stage {
     pub(crate) fn at(&self) -> &InstanceId {
         match self {
             Self::Job { at, .. }
+            | Self::RestoreMade { at, .. }
             | Self::AwaitServer { at, .. }
             | Self::Register { at }
             | Self::Activate { at }
@@ -162,6 +171,8 @@ pub(crate) struct ErrandInProgress {
     pub(crate) stages: Vec<Stage>,
     /// The index of the stage that is being done.
     pub(crate) position: usize,
+    /// The backup that it has made, once it has.
+    pub(crate) made: Option<String>,
     /// The job that an agent was asked for at this stage, or is about to be.
     pub(crate) job: Option<JobId>,
     /// Whether the agent has said that it does it.
@@ -188,9 +199,17 @@ impl ErrandInProgress {
         self.stages.get(self.position)
     }
 
-    /// The work that agents do for it, and where.
-    pub(crate) fn works(&self) -> impl Iterator<Item = (&InstanceId, &Work)> {
-        works(&self.stages)
+    /// The stages that are not done yet.
+    pub(crate) fn rest(&self) -> &[Stage] {
+        self.stages.get(self.position..).unwrap_or_default()
+    }
+
+    /// What gives way to a role change where it is done now, if it does: where.
+    pub(crate) fn gives_way_at(&self) -> Option<&InstanceId> {
+        match self.stage()? {
+            Stage::Job { at, work } if gives_way(work) => Some(at),
+            _ => None,
+        }
     }
 }
 

@@ -239,7 +239,7 @@ pub(crate) struct Up {
     /// Where everything of the cluster is kept; made if missing
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
-    /// How many database servers (at the first start)
+    /// How many database servers (at the first start; later more, which begin empty and without a role)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=9))]
     pub(crate) instances: Option<u16>,
     /// Which family of servers (at the first start)

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use api::client::Client;
-use api::cluster::ClusterDocument;
+use api::cluster::{ClusterDocument, InstanceDocument};
 use instance::binaries::{Binaries, BinariesError};
 use instance::config::FlavorChoice;
 use mysql_client::credentials::{Login, Password};
@@ -162,6 +162,8 @@ impl Cluster {
     pub async fn wait_until_ok(&mut self, limit: Duration, tell: &dyn Fn(&str)) -> Result<()> {
         let deadline = Instant::now() + limit;
         self.wait_until_seen(deadline).await?;
+        // Later, an instance without a role is one that a person took it from, or that was added.
+        let may_have_none = self.settings.roles_given;
         if !self.settings.roles_given {
             tell("every server is up; giving the roles");
             assemble::give_roles(self, deadline).await?;
@@ -169,16 +171,30 @@ impl Cluster {
             self.layout.store(&self.settings)?;
         }
         // The Standby and one Slave acknowledge, where there are both: one of them may then be lost.
-        let ackers = usize::from(self.settings.instances.saturating_sub(1).min(2));
         let document = self
             .wait_for("every instance is OK", deadline, |document| {
+                let without_role =
+                    |instance: &InstanceDocument| may_have_none && instance.status == Status::Unregistered;
                 let all_ok = document
                     .instances
                     .iter()
-                    .all(|instance| instance.status == Status::Ok);
+                    .all(|instance| instance.status == Status::Ok || without_role(instance));
+                let members = document
+                    .instances
+                    .iter()
+                    .filter(|instance| !without_role(instance));
+                let ackers = members.count().saturating_sub(1).min(2);
                 all_ok && document.operation.is_none() && document.ackers.len() >= ackers
             })
             .await?;
+        for instance in &document.instances {
+            if instance.status == Status::Unregistered {
+                tell(&format!(
+                    "{id} has no role: `mysql-service scale-out {id}` makes it a running Slave",
+                    id = instance.id
+                ));
+            }
+        }
         for address in [self.settings.master(), self.settings.slave()] {
             self.wait_for_service(&address, deadline).await?;
         }

@@ -261,7 +261,7 @@ impl Layout {
         wanted: Wanted,
         flavor: impl FnOnce() -> Result<Flavor>,
     ) -> Result<Settings, LayoutError> {
-        let Some(settings) = self.settings()? else {
+        let Some(mut settings) = self.settings()? else {
             return Ok(Settings {
                 format: FORMAT,
                 flavor: match wanted.flavor {
@@ -274,6 +274,8 @@ impl Layout {
             });
         };
         self.agree("the flavor", &settings.flavor, wanted.flavor.as_ref())?;
+        // More may come; they begin empty and without a role. None can go: it may hold what nobody else has.
+        settings.instances = settings.instances.max(wanted.instances.unwrap_or(0));
         self.agree(
             "the number of instances",
             &settings.instances,
@@ -571,7 +573,7 @@ mod tests {
                 ..Wanted::default()
             },
             Wanted {
-                instances: Some(4),
+                instances: Some(2),
                 ..Wanted::default()
             },
             Wanted {
@@ -583,6 +585,19 @@ mod tests {
             let error = layout.settle(wanted, mariadb).unwrap_err();
             assert!(matches!(error, LayoutError::Different { .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn instances_may_be_added_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::open(directory.path()).unwrap();
+        let settings = layout.settle(Wanted::default(), mariadb).unwrap();
+        layout.store(&settings).unwrap();
+        let more = Wanted {
+            instances: Some(4),
+            ..Wanted::default()
+        };
+        assert_eq!(layout.settle(more, mariadb).unwrap().instances, 4);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use topology::{InstanceId, Moment, OperationId, Purpose, Refusal};
 use super::{Controller, Denial};
 use crate::clock;
 use crate::errands::compose::{self, Agent, Composed, Facts};
-use crate::errands::runner::{News, Runner};
+use crate::errands::runner::{News, Runner, backup_made};
 use crate::errands::schedule::{ScheduleName, Settled};
 use crate::errands::{
     ERRAND_FORMAT, Ending, Errand, ErrandInProgress, Outcome, Stage, describe, excludes, kind, works,
@@ -81,11 +81,10 @@ impl<S: Store> Controller<S> {
         let now = self.now();
         self.surroundings
             .instances
-            .iter()
-            .map(|(id, entry)| {
+            .keys()
+            .map(|id| {
                 let heard = self.reports.get(id);
                 let agent = Agent {
-                    url: entry.agent.clone(),
                     heard: heard.is_some_and(|heard| now.since(heard.at) < SILENCE),
                     incarnation: heard.and_then(|heard| heard.report.incarnation.clone()),
                 };
@@ -104,18 +103,14 @@ impl<S: Store> Controller<S> {
             return Some(busy(&running.document));
         }
         for running in self.errands.values() {
-            let beside = running
-                .errand
-                .works()
-                .any(|(_, other)| works(stages).any(|(_, work)| excludes(work, other)));
-            let same_data = running
-                .errand
-                .stages
+            let rest = running.errand.rest();
+            let beside = works(rest).any(|(_, other)| works(stages).any(|(_, work)| excludes(work, other)));
+            let same_data = rest
                 .iter()
                 .any(|stage| changes_data(stage) && touches.contains(&stage.at()))
-                || stages.iter().any(|stage| {
-                    changes_data(stage) && running.errand.stages.iter().any(|other| other.at() == stage.at())
-                });
+                || stages
+                    .iter()
+                    .any(|stage| changes_data(stage) && rest.iter().any(|other| other.at() == stage.at()));
             if beside || same_data {
                 return Some(busy(&running.document));
             }
@@ -165,6 +160,7 @@ impl<S: Store> Controller<S> {
             operation: id.clone(),
             stages: composed.stages,
             position: 0,
+            made: None,
             job: None,
             accepted: false,
             ending: None,
@@ -330,6 +326,9 @@ impl<S: Store> Controller<S> {
         };
         running.document.warnings.extend(job.warnings.iter().cloned());
         running.document.result.clone_from(&job.result);
+        if let Some(made) = backup_made(&job) {
+            running.errand.made = Some(made);
+        }
         let Some(at) = running.errand.stage().map(|stage| stage.at().clone()) else {
             return Ok(());
         };
@@ -451,11 +450,7 @@ impl<S: Store> Controller<S> {
         }
         self.write(write).await?;
         self.publish_snapshot();
-        let made = running
-            .errand
-            .works()
-            .any(|(_, work)| matches!(work, Work::FullBackup { .. }));
-        if made && state == OperationState::Done {
+        if running.errand.made.is_some() && state == OperationState::Done {
             self.prune_after_backup().await?;
         }
         Ok(())
@@ -530,6 +525,7 @@ fn changes_data(stage: &Stage) -> bool {
             work: Work::RestoreFull { dry_run, .. } | Work::RestoreIncremental { dry_run, .. },
             ..
         } => !dry_run,
+        Stage::RestoreMade { .. } => true,
         _ => false,
     }
 }

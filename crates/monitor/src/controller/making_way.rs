@@ -23,24 +23,31 @@ impl<S: Store> Controller<S> {
             .filter(|(_, job)| !job.state.is_final() && !job.id.as_str().starts_with(OWN_JOBS))
     }
 
-    /// The backups that are in a switchover's way, as its person should know.
+    /// The backups that are in a switchover's way, as its person should know. What was told to end counts as long as
+    /// its agent works at it.
     pub(super) fn in_the_way(&self, from: &InstanceId, to: &InstanceId) -> Vec<(InstanceId, String)> {
-        let own = self.errands.values().flat_map(|running| {
-            let title = &running.document.title;
-            let id = &running.errand.operation;
-            let works = running.errand.works().filter(|(_, work)| gives_way(work));
-            works.map(move |(at, _)| (at.clone(), format!("{id} ({title})")))
+        let going_on = || {
+            self.errands
+                .values()
+                .filter(|running| running.errand.ending.is_none())
+        };
+        let own = going_on().filter_map(|running| {
+            let what = format!("{} ({})", running.errand.operation, running.document.title);
+            Some((running.errand.gives_way_at()?.clone(), what))
         });
-        let foreign = self
-            .foreign_work()
-            .filter(|(_, job)| gives_way(&job.work))
+        let at_agents = self
+            .agents_jobs
+            .iter()
+            .flat_map(|(at, jobs)| jobs.iter().map(move |job| (at, job)))
+            .filter(|(_, job)| !job.state.is_final() && gives_way(&job.work))
+            .filter(|(_, job)| going_on().all(|running| running.errand.job.as_ref() != Some(&job.id)))
             .map(|(at, job)| {
                 (
                     at.clone(),
                     format!("the job {} ({})", job.id, describe(&job.work)),
                 )
             });
-        own.chain(foreign)
+        own.chain(at_agents)
             .filter(|(at, _)| at == from || at == to)
             .collect()
     }
@@ -60,10 +67,8 @@ impl<S: Store> Controller<S> {
             .errands
             .values()
             .filter(|running| {
-                running
-                    .errand
-                    .works()
-                    .any(|(at, work)| gives_way(work) && (at == from || at == to))
+                let at = running.errand.gives_way_at();
+                at.is_some_and(|at| at == from || at == to)
             })
             .map(|running| running.errand.operation.clone())
             .collect();

@@ -8,7 +8,7 @@ use api::backup::{
 use api::job::{RestoreSource, Work};
 use topology::gtid::Lacks;
 use topology::status::status;
-use topology::{Address, Incarnation, InstanceId, Reason, Refusal, Role, Situation, Status};
+use topology::{Incarnation, InstanceId, Reason, Refusal, Role, Situation, Status};
 
 use super::{Errand, Stage};
 use crate::config::BackupConfig;
@@ -16,8 +16,6 @@ use crate::config::BackupConfig;
 /// What is known of an instance's agent.
 #[derive(Debug, Clone)]
 pub(crate) struct Agent {
-    /// Its URL.
-    pub(crate) url: String,
     /// Whether it reported lately.
     pub(crate) heard: bool,
     /// The data directory that it has; `None`: it is empty.
@@ -247,38 +245,71 @@ fn scale_out(facts: &Facts<'_>, request: &ScaleOutRequest) -> Result<Composed, R
     }
     let donor = choose(facts, None, None);
     let source = source(facts, request.from, donor.as_ref().ok(), &mut reasons);
-    match source {
-        Some((source, warning)) if reasons.is_empty() => {
-            let from = match &source {
-                RestoreSource::Donor { .. } => donor.map(|id| id.to_string()).unwrap_or_default(),
-                RestoreSource::Backup { .. } => "the newest backup".to_owned(),
-            };
-            let restore = Work::RestoreFull {
-                from: source,
+    let Some((source, warning)) = source.filter(|_| reasons.is_empty()) else {
+        return Err(Refusal { reasons });
+    };
+    let (from, mut stages) = match source {
+        Source::Donor(donor) => (donor.to_string(), copy_donor(facts, &donor, at, discard.clone())),
+        Source::Backup(backup) => {
+            let work = Work::RestoreFull {
+                from: RestoreSource::Backup {
+                    backup: Some(backup.clone()),
+                },
                 discard: discard.clone(),
                 foreign_cluster: false,
                 dry_run: false,
             };
-            Ok(Composed {
-                title: format!("make {at} a running Slave, with the data of {from}"),
-                stages: vec![
-                    Stage::Job {
-                        at: at.clone(),
-                        work: restore,
-                    },
-                    Stage::AwaitServer {
-                        at: at.clone(),
-                        instead_of: discard,
-                    },
-                    Stage::Register { at: at.clone() },
-                    Stage::Activate { at: at.clone() },
-                    Stage::AwaitOk { at: at.clone() },
-                ],
-                warnings: vec![warning],
-            })
+            let restore = Stage::Job { at: at.clone(), work };
+            (format!("the backup {backup}"), vec![restore])
         }
-        _ => Err(Refusal { reasons }),
-    }
+    };
+    stages.extend([
+        Stage::AwaitServer {
+            at: at.clone(),
+            instead_of: discard,
+        },
+        Stage::Register { at: at.clone() },
+        Stage::Activate { at: at.clone() },
+        Stage::AwaitOk { at: at.clone() },
+    ]);
+    Ok(Composed {
+        title: format!("make {at} a running Slave, with the data of {from}"),
+        stages,
+        warnings: vec![warning],
+    })
+}
+
+/// A copy of a running server goes through the store, where it is a backup like any other: written as fast as
+/// backups may be, checked byte for byte, and of use to the next replica too.
+fn copy_donor(
+    facts: &Facts<'_>,
+    donor: &InstanceId,
+    at: &InstanceId,
+    discard: Option<Incarnation>,
+) -> Vec<Stage> {
+    let work = Work::FullBackup {
+        archive: api::job::Archive::Xbstream,
+        limit_bytes_per_second: facts.config.limit_bytes_per_second,
+    };
+    vec![
+        Stage::Job {
+            at: donor.clone(),
+            work,
+        },
+        Stage::RestoreMade {
+            at: at.clone(),
+            discard,
+        },
+    ]
+}
+
+/// Where a new replica's data comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Source {
+    /// A running server.
+    Donor(InstanceId),
+    /// A backup that there is.
+    Backup(String),
 }
 
 /// The data directory of an instance that is to be filled anew, if it may be thrown away: it is named by the person
@@ -352,19 +383,18 @@ fn discardable(
     }
 }
 
-/// Bytes per second that a copy from a running server makes, restored data included: half of what one disk of a
-/// small machine did when it was measured.
-const DONOR_BYTES_PER_SECOND: u64 = 150_000_000;
-/// Bytes of data per second that a restore from the store makes; it reads compressed data and leaves the donor alone.
-const STORE_BYTES_PER_SECOND: u64 = 250_000_000;
+/// Bytes of data per second that a full backup makes: what one disk of a small machine did when it was measured.
+const BACKUP_BYTES_PER_SECOND: u64 = 300_000_000;
+/// Bytes of data per second that a restore from the store makes there.
+const RESTORE_BYTES_PER_SECOND: u64 = 250_000_000;
 /// How much faster a replica applies what it missed than it was written, measured on a moderately busy master.
 const CATCH_UP_SPEED: u64 = 10;
 
 /// Seconds until a replica that is filled from a donor, or from the store, has caught up.
 pub(crate) fn predict_seconds(source: ScaleOutSource, data_bytes: u64, age_seconds: u64) -> u64 {
     match source {
-        ScaleOutSource::Donor => data_bytes / DONOR_BYTES_PER_SECOND,
-        ScaleOutSource::Store => data_bytes / STORE_BYTES_PER_SECOND + age_seconds / CATCH_UP_SPEED,
+        ScaleOutSource::Donor => data_bytes / BACKUP_BYTES_PER_SECOND + data_bytes / RESTORE_BYTES_PER_SECOND,
+        ScaleOutSource::Store => data_bytes / RESTORE_BYTES_PER_SECOND + age_seconds / CATCH_UP_SPEED,
     }
 }
 
@@ -377,17 +407,10 @@ fn source(
     wanted: Option<ScaleOutSource>,
     donor: Option<&InstanceId>,
     reasons: &mut Vec<Reason>,
-) -> Option<(RestoreSource, String)> {
-    let of_donor = donor.and_then(|donor| {
-        Some(RestoreSource::Donor {
-            address: address(facts, donor)?,
-            agent: facts.agents.get(donor)?.url.clone(),
-        })
-    });
-    let of_store = facts.newest.map(|newest| RestoreSource::Backup {
-        backup: Some(newest.id.clone()),
-    });
-    let mut miss = |source: Option<RestoreSource>, code: &str, message: &str| {
+) -> Option<(Source, String)> {
+    let of_donor = donor.cloned().map(Source::Donor);
+    let of_store = facts.newest.map(|newest| Source::Backup(newest.id.clone()));
+    let mut miss = |source: Option<Source>, code: &str, message: &str| {
         if source.is_none() {
             reasons.push(Reason::new(code, message));
         }
@@ -425,10 +448,6 @@ fn source(
             ))
         }
     }
-}
-
-fn address(facts: &Facts<'_>, id: &InstanceId) -> Option<Address> {
-    facts.situation.instances.get(id).map(|view| view.address.clone())
 }
 
 #[cfg(test)]

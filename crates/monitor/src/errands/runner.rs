@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use api::FORMAT;
 use api::client::{Client, Error};
-use api::job::{JobDocument, JobRequest, JobState, Work};
+use api::job::{JobDocument, JobRequest, JobState, RestoreSource, Work};
 use api::operation::OperationState;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -116,6 +116,20 @@ impl<S: Store> Runner<S> {
     async fn stage(&mut self, stage: &Stage) -> Result<String, Stop> {
         match stage {
             Stage::Job { at, work } => self.job(at, work).await,
+            Stage::RestoreMade { at, discard } => {
+                let Some(made) = self.errand.made.clone() else {
+                    return Err(Stop::Failed(
+                        "the agent did not say which backup it has made".to_owned(),
+                    ));
+                };
+                let work = Work::RestoreFull {
+                    from: RestoreSource::Backup { backup: Some(made) },
+                    discard: discard.clone(),
+                    foreign_cluster: false,
+                    dry_run: false,
+                };
+                self.job(at, &work).await
+            }
             _ if self.ended().is_some() => Err(self.cancelled()),
             Stage::AwaitServer { at, instead_of } => {
                 self.begin(None).await?;
@@ -259,6 +273,9 @@ impl<S: Store> Runner<S> {
 
     async fn worked(&mut self, at: &InstanceId, job: JobDocument) -> Result<String, Stop> {
         let (state, outcome) = (job.state, job.outcome.clone());
+        if let Some(made) = backup_made(&job) {
+            self.errand.made = Some(made);
+        }
         self.tell(News::Worked(Box::new(job))).await?;
         match state {
             JobState::Done => Ok(outcome),
@@ -476,6 +493,13 @@ impl<S: Store> Runner<S> {
         // Either is a reason to go on.
         let _ = tokio::time::timeout(POLL, ended).await;
     }
+}
+
+/// The name of the backup that a job has made.
+pub(crate) fn backup_made(job: &JobDocument) -> Option<String> {
+    let is_backup = matches!(job.work, Work::FullBackup { .. }) && job.state == JobState::Done;
+    let name = job.result.as_ref().filter(|_| is_backup)?["backup"].as_str()?;
+    Some(name.to_owned())
 }
 
 /// Unlike any before it, also of a monitor that lost its state and counts from 1 again.

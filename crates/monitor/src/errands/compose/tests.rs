@@ -4,8 +4,8 @@ use api::backup::CleanRequest;
 use topology::gtid::Transactions;
 use topology::observation::{Receiver, Replication, SemiSync};
 use topology::{
-    AccountNumber, Change, Cluster, Durability, Flavor, InstanceView, Look, Moment, Observation, Policy,
-    ServerId,
+    AccountNumber, Address, Change, Cluster, Durability, Flavor, InstanceView, Look, Moment, Observation,
+    Policy, ServerId,
 };
 
 use super::*;
@@ -104,7 +104,6 @@ impl World {
         self.agents.insert(
             instance,
             Agent {
-                url: format!("http://127.0.0.1:{}", 3410 + number),
                 heard: true,
                 incarnation: Some(incarnation(number)),
             },
@@ -269,20 +268,15 @@ fn a_new_replica_is_filled_registered_activated_and_waited_for() {
     let Stage::Job { at, work } = &composed.stages[0] else {
         panic!("{composed:?}");
     };
-    assert_eq!(at, &id("d"));
-    let expected = Work::RestoreFull {
-        from: RestoreSource::Donor {
-            address: address(2),
-            agent: "http://127.0.0.1:3412".to_owned(),
-        },
-        discard: Some(incarnation(4)),
-        foreign_cluster: false,
-        dry_run: false,
-    };
-    assert_eq!(work, &expected);
+    assert_eq!(at, &id("b"), "the Standby is copied");
+    assert!(matches!(work, Work::FullBackup { .. }), "{work:?}");
     assert_eq!(
         composed.stages[1..],
         [
+            Stage::RestoreMade {
+                at: id("d"),
+                discard: Some(incarnation(4))
+            },
             Stage::AwaitServer {
                 at: id("d"),
                 instead_of: Some(incarnation(4))
@@ -337,13 +331,10 @@ fn the_source_that_is_ready_sooner_is_taken() {
             .scale_out(wanted, None)
             .map(|composed| match &composed.stages[0] {
                 Stage::Job {
-                    work: Work::RestoreFull { from, .. },
+                    work: Work::FullBackup { .. },
                     ..
-                } => match from {
-                    RestoreSource::Donor { .. } => ScaleOutSource::Donor,
-                    RestoreSource::Backup { .. } => ScaleOutSource::Store,
-                },
-                other => panic!("{other:?}"),
+                } => ScaleOutSource::Donor,
+                _ => ScaleOutSource::Store,
             })
     };
     let world = || World::of(&THREE, &gtids(9));
