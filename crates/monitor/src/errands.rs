@@ -204,6 +204,11 @@ impl ErrandInProgress {
         self.stages.get(self.position..).unwrap_or_default()
     }
 
+    /// Whether it goes on to make a replica.
+    pub(crate) fn makes_replica(&self) -> bool {
+        self.rest().iter().any(|stage| matches!(stage, Stage::Activate { .. }))
+    }
+
     /// What gives way to a role change where it is done now, if it does: where.
     pub(crate) fn gives_way_at(&self) -> Option<&InstanceId> {
         match self.stage()? {

@@ -18,6 +18,8 @@ impl Server {
         transactions: &Transactions,
         position: &str,
     ) -> Result<(), Error> {
+        // The copy of a replica brings along whom it followed, up to where in relay logs that are not here.
+        self.forget_source().await?;
         match transactions {
             Transactions::Mariadb(history) => {
                 if !history.state.is_empty() {

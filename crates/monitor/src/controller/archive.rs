@@ -32,15 +32,16 @@ impl<S: Store> Controller<S> {
         let cluster = &self.state.cluster;
         cluster.members.get(id)?;
         let others = cluster.members.keys().filter(|member| *member != id);
+        let others = others.map(|other| {
+            let view = self.views.get(other)?;
+            let (at, seen) = view.last_seen.as_ref()?;
+            (self.now().since(*at) < SEEN_LIMIT).then(|| seen.transactions.clone())
+        });
+        // A replica in the making will ask for everything after the copy that it is made from.
+        let coming = self.errands.values().filter(|running| running.errand.makes_replica());
         Some(ArchiveOrder {
             archive: self.archiver() == Some(id),
-            others_have: others
-                .map(|other| {
-                    let view = self.views.get(other)?;
-                    let (at, seen) = view.last_seen.as_ref()?;
-                    (self.now().since(*at) < SEEN_LIMIT).then(|| seen.transactions.clone())
-                })
-                .collect(),
+            others_have: others.chain(coming.map(|_| None)).collect(),
         })
     }
 

@@ -89,6 +89,12 @@ impl TestCluster {
         Self::launch(self.flavor, self.request, self.kept, self.ports).await
     }
 
+    /// The same with more instances.
+    pub(crate) async fn stop_and_start_with(mut self, instances: u16) -> Self {
+        self.request.wanted.instances = Some(instances);
+        self.stop_and_start().await
+    }
+
     /// Stops the cluster cleanly.
     pub(crate) async fn stop(self) {
         self.cluster.stop(&say).await.unwrap();

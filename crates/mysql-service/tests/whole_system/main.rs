@@ -10,6 +10,7 @@
 )]
 
 mod archive;
+mod backups;
 mod command;
 mod crashes;
 mod harness;

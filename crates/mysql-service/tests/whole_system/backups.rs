@@ -1,0 +1,289 @@
+//! Backups and new replicas through the command line and the monitor: where they are made, what gives way to what,
+//! what is made by itself, and what a machine's own scheduler is told.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use api::operation::{OperationDocument, OperationState};
+use sandbox::cluster::Tuning;
+use topology::{Flavor, Role, Status};
+
+use crate::harness::{TestCluster, until};
+use crate::on_both_flavors;
+
+on_both_flavors! {
+    backups_are_made_listed_and_give_way;
+    backups_are_made_at_their_times;
+    an_added_instance_becomes_a_running_slave;
+}
+
+/// What a throttled backup needs tens of seconds for.
+const FILLING_BYTES: usize = 4 << 20;
+
+/// Rows that do not compress to nothing.
+async fn fill(cluster: &TestCluster) {
+    let master = cluster.only(Role::Master).await;
+    let mut server = cluster.application_at(master.as_str()).await;
+    server
+        .execute("CREATE TABLE app.filling (id INT AUTO_INCREMENT PRIMARY KEY, bytes MEDIUMTEXT)")
+        .await
+        .unwrap();
+    let mut random = vec![0_u8; 1 << 19];
+    for _ in 0..FILLING_BYTES >> 20 {
+        let mut source = std::fs::File::open("/dev/urandom").unwrap();
+        std::io::Read::read_exact(&mut source, &mut random).unwrap();
+        let hex = random.iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        });
+        server
+            .execute(&format!("INSERT INTO app.filling (bytes) VALUES ('{hex}')"))
+            .await
+            .unwrap();
+    }
+}
+
+async fn operation(cluster: &TestCluster, id: &str) -> OperationDocument {
+    cluster
+        .cluster
+        .client()
+        .operation(&id.parse().unwrap())
+        .await
+        .unwrap()
+}
+
+async fn backups_are_made_listed_and_give_way(flavor: Flavor) {
+    let cluster = TestCluster::start(flavor).await;
+    fill(&cluster).await;
+
+    let made = cluster
+        .run(&["backup", "full", "-o", "json"])
+        .await
+        .expect(0)
+        .json();
+    assert_eq!(made["state"], "done", "{made}");
+    assert!(
+        made["result"]["stored_bytes"].as_u64().unwrap() > 1 << 20,
+        "{made}"
+    );
+    let of_master = cluster
+        .run(&["backup", "full", "--require-role", "master"])
+        .await
+        .expect(0);
+    assert!(
+        of_master.stderr.contains("mysql-server-1: "),
+        "{}",
+        of_master.stderr
+    );
+    until("both are listed", async || {
+        let listed = cluster
+            .run(&["backup", "list", "-o", "json"])
+            .await
+            .expect(0)
+            .json();
+        listed["backups"].as_array().unwrap().len() == 2
+    })
+    .await;
+    let listed = cluster.run(&["backup", "list"]).await.expect(0);
+    assert!(
+        listed.stdout.contains("full_backup | mysql-server-1"),
+        "{}",
+        listed.stdout
+    );
+    let newest = cluster.run(&["backup", "show"]).await.expect(0);
+    assert!(
+        newest.stdout.contains("Of      mysql-server-1"),
+        "{}",
+        newest.stdout
+    );
+    cluster
+        .run(&["backup", "show", "2001_01_01_00_00_00_bak"])
+        .await
+        .expect(3)
+        .explains("there is no full backup 2001_01_01_00_00_00_bak");
+    here(&cluster).await;
+
+    // A backup of the Standby is ended for a switchover to it, and says so.
+    let begun = cluster
+        .run(&["backup", "full", "--limit-rate", "50K", "--no-wait", "-o", "json"])
+        .await
+        .expect(0)
+        .json();
+    let id = begun["operation"].as_str().unwrap().to_owned();
+    until("the agent copies", async || {
+        let progress = operation(&cluster, &id).await.progress;
+        progress.is_some_and(|progress| progress.done_bytes > 0)
+    })
+    .await;
+    let second = cluster.run(&["backup", "full"]).await.expect(3);
+    second.explains(&id);
+    let shown = cluster.run(&["status"]).await.expect(0);
+    assert!(
+        shown.stdout.contains(&format!("Running: {id}")),
+        "{}",
+        shown.stdout
+    );
+    let plan = cluster.run(&["switchover", "--dry-run"]).await.expect(0);
+    plan.explains("which is ended first");
+    cluster.run(&["switchover", "--yes"]).await.expect(0);
+    let ended = operation(&cluster, &id).await;
+    assert_eq!(ended.state, OperationState::Cancelled, "{ended:?}");
+    assert!(ended.outcome.contains("gave way to the switchover"), "{ended:?}");
+    cluster.wait_until_ok().await;
+    cluster.run(&["backup", "full"]).await.expect(0);
+
+    // A person ends one too.
+    let begun = cluster
+        .run(&["backup", "full", "--limit-rate", "50K", "--no-wait", "-o", "json"])
+        .await
+        .expect(0)
+        .json();
+    let id = begun["operation"].as_str().unwrap().to_owned();
+    cluster.run(&["backup", "cancel", &id]).await.expect(0);
+    until("it has ended", async || {
+        operation(&cluster, &id).await.state == OperationState::Cancelled
+    })
+    .await;
+    cluster.stop().await;
+}
+
+/// What a scheduler on the Slave's machine is told: nothing but the configuration of its instance is there.
+async fn here(cluster: &TestCluster) {
+    let layout = cluster.cluster.layout();
+    let file = layout.configuration_file("mysql-server-3");
+    let file = file.to_str().unwrap();
+    let run = async |arguments: &[&str]| {
+        let arguments = arguments.iter().copied().chain(["--config", file]);
+        crate::command::run(arguments).await
+    };
+    let made = run(&["backup", "full", "-o", "json"]).await.expect(0).json();
+    assert!(made["id"].as_str().unwrap().starts_with("cli-"), "{made}");
+    until("the monitor tells of it", async || {
+        let events = cluster.cluster.client().events_after(0).await.unwrap();
+        events
+            .iter()
+            .any(|event| event.kind == "work_done" && event.actor == "agent mysql-server-3")
+    })
+    .await;
+    run(&["backup", "full", "--require-role", "slave"])
+        .await
+        .expect(0);
+    let no = run(&["backup", "full", "--require-role", "standby"])
+        .await
+        .expect(1);
+    no.explains("mysql-server-3 is Slave, not Standby");
+    let nobody = [
+        "backup",
+        "full",
+        "--here",
+        "--require-role",
+        "slave",
+        "--monitor",
+        "http://127.0.0.1:1",
+    ];
+    run(&nobody).await.expect(1).explains("is not known");
+    run(&["restore", "incremental", "--to-time", "yesterday"])
+        .await
+        .expect(2)
+        .explains("is not a time with its offset");
+}
+
+async fn backups_are_made_at_their_times(flavor: Flavor) {
+    let directory = tempfile::tempdir().unwrap();
+    let monitor = format!(
+        "backup = {{ full = \"*/2 * * * * *\", verify_newest = false, keep_count = 2, store = \"file://{0}\" }}",
+        directory.path().display()
+    );
+    let instance = format!("backup_store = \"file://{}\"", directory.path().display());
+    let tuning = Tuning {
+        monitor: toml::from_str(&monitor).unwrap(),
+        instance: toml::from_str(&instance).unwrap(),
+        ..Tuning::default()
+    };
+    let mut cluster = TestCluster::start_sized(flavor, 1, tuning).await;
+    let count = async |cluster: &TestCluster| {
+        let listed = cluster.cluster.client().backups().await;
+        listed.map_or(0, |listed| listed.backups.len())
+    };
+    until("two were made", async || count(&cluster).await >= 2).await;
+    let listed = cluster.cluster.client().backups().await.unwrap();
+    assert_eq!(listed.schedules.len(), 1, "{listed:?}");
+    assert_eq!(listed.schedules[0].name, "full");
+
+    // A monitor that is killed and comes back neither forgets nor doubles.
+    cluster.cluster.restart("monitor").unwrap();
+    let before = count(&cluster).await;
+    until("it goes on", async || {
+        let events = cluster.cluster.client().events_after(0).await;
+        events.is_ok_and(|events| {
+            let made = events
+                .iter()
+                .filter(|event| event.kind == "operation_done" && event.message.contains("full backup"));
+            made.count() > before + 2
+        })
+    })
+    .await;
+    let operations = cluster.cluster.client().operations().await.unwrap();
+    let overlap = operations.windows(2).any(|pair| {
+        let full = |operation: &OperationDocument| operation.title.ends_with("make a full backup");
+        let [later, earlier] = pair else { return false };
+        full(later) && full(earlier) && earlier.ended.as_ref().is_none_or(|ended| *ended > later.started)
+    });
+    assert!(!overlap, "two backups at once: {operations:#?}");
+    cluster.stop().await;
+}
+
+async fn an_added_instance_becomes_a_running_slave(flavor: Flavor) {
+    let cluster = TestCluster::start_sized(flavor, 2, Tuning::default()).await;
+    fill(&cluster).await;
+    let mut cluster = cluster.stop_and_start_with(3).await;
+    assert_eq!(
+        cluster.instance("mysql-server-3").await.status,
+        Status::Unregistered
+    );
+    cluster
+        .run(&["scale-out", "mysql-server-2"])
+        .await
+        .expect(3)
+        .explains("is the cluster's Standby already");
+    let empty = cluster.instance("mysql-server-3").await.incarnation;
+
+    // Killed in the middle, the monitor goes on with it.
+    let begun = cluster
+        .run(&["scale-out", "mysql-server-3", "--no-wait", "-o", "json"])
+        .await
+        .expect(0)
+        .json();
+    let id = begun["operation"].as_str().unwrap().to_owned();
+    cluster.cluster.restart("monitor").unwrap();
+    let mut done = None;
+    let begun = std::time::Instant::now();
+    while done.is_none() {
+        assert!(
+            begun.elapsed() < Duration::from_mins(3),
+            "the replica is not there"
+        );
+        let asked = cluster.cluster.client().operation(&id.parse().unwrap()).await;
+        done = asked.ok().filter(|operation| operation.state.is_final());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let done = done.unwrap();
+    assert_eq!(done.state, OperationState::Done, "{done:#?}");
+    let slave = cluster.instance("mysql-server-3").await;
+    assert_eq!((slave.role, slave.status), (Role::Slave, Status::Ok));
+    assert_ne!(slave.incarnation, empty, "it has other data than before");
+    cluster.wait_until_ok().await;
+    cluster.assert_same_everywhere(&["filling"]).await;
+    cluster.run(&["scale-out", "mysql-server-3"]).await.expect(3);
+
+    // The same from the newest backup, after the role was taken away; its data is named as what may go.
+    cluster.run(&["detach", "mysql-server-3"]).await.expect(0);
+    cluster.run(&["unregister", "mysql-server-3"]).await.expect(0);
+    cluster
+        .run(&["scale-out", "mysql-server-3", "--from", "store"])
+        .await
+        .expect(0);
+    cluster.wait_until_ok().await;
+    cluster.assert_same_everywhere(&["filling"]).await;
+    cluster.stop().await;
+}
