@@ -206,7 +206,9 @@ impl ErrandInProgress {
 
     /// Whether it goes on to make a replica.
     pub(crate) fn makes_replica(&self) -> bool {
-        self.rest().iter().any(|stage| matches!(stage, Stage::Activate { .. }))
+        self.rest()
+            .iter()
+            .any(|stage| matches!(stage, Stage::Activate { .. }))
     }
 
     /// What gives way to a role change where it is done now, if it does: where.

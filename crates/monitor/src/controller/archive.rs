@@ -38,7 +38,10 @@ impl<S: Store> Controller<S> {
             (self.now().since(*at) < SEEN_LIMIT).then(|| seen.transactions.clone())
         });
         // A replica in the making will ask for everything after the copy that it is made from.
-        let coming = self.errands.values().filter(|running| running.errand.makes_replica());
+        let coming = self
+            .errands
+            .values()
+            .filter(|running| running.errand.makes_replica());
         Some(ArchiveOrder {
             archive: self.archiver() == Some(id),
             others_have: others.chain(coming.map(|_| None)).collect(),
