@@ -30,6 +30,7 @@ use crate::initialise;
 use crate::jobs::{Jobs, Tools};
 use crate::last_words;
 use crate::notes::Notes;
+use crate::replaying;
 use crate::report::{Reporter, Snapshot};
 use crate::server::Launcher;
 use crate::start::Starter;
@@ -63,6 +64,7 @@ pub async fn run(
     initialise::prepare_directories(&config, &launcher)?;
     let _only_agent = lock(&config.data_directory)?;
     let contents = Contents::read(&config)?;
+    replaying::refuse_after_a_crash_of_the_machine(&config.data_directory)?;
     let binaries = find_binaries(&config, &contents)?;
     tracing::info!(
         "agent of {}: {binaries}, data in {}",
@@ -108,6 +110,7 @@ pub async fn run(
     }
     around.spawn(take_reloads(reloads, driver));
     archiver::start(&archive, &mut around)?;
+    around.spawn(replaying::tidy_up_when_running(&config, &secrets, &publish));
     let manager = ServiceManager::of_environment();
     let announcement = announce(manager.clone(), publish.subscribe(), shutdown.clone());
     around.spawn(announcement);

@@ -16,6 +16,7 @@ mod journal;
 pub(crate) mod mariadb_backup;
 mod progress;
 mod restore_full;
+mod restore_incremental;
 mod throwaway;
 mod work;
 

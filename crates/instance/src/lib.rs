@@ -36,6 +36,7 @@ pub mod memory;
 mod misfit;
 mod notes;
 mod reload;
+mod replaying;
 mod report;
 mod restore;
 pub mod server;

@@ -12,6 +12,7 @@
 //! | `apply` | the server is pointed at its source, waited for, and left as it was |
 //! | `selection` | which transactions are sent: those that are lacking and not left out (pure) |
 //! | `chain` | the files of the archive in an order in which each follows (pure) |
+//! | `cuts` | what failovers left behind and is no history |
 //! | `walk` | along it to the target: where exactly it ends, what stays behind (pure) |
 //! | `plan` | what a replay would do, and why not |
 //! | `have` | what the server has, while history is read past it (pure) |
@@ -22,6 +23,7 @@
 mod apply;
 mod archived;
 mod chain;
+mod cuts;
 mod feed;
 mod have;
 mod local_files;
@@ -33,6 +35,7 @@ mod walk;
 pub use apply::{ReplayError, Wish, apply, leave, settings_before};
 pub use archived::ArchivedHistory;
 pub use chain::{Chain, Gap, GapKind, Link, chain};
+pub use cuts::{CutsError, StoredCut, cuts_of};
 pub use feed::{BinlogFiles, FileStart, SelectedFeed};
 pub use have::{Have, Known, Part};
 pub use local_files::{LocalFiles, LocalHistory, LocalRange};

@@ -130,7 +130,7 @@ fn check_data(tools: &Tools, discard: Option<&Incarnation>) -> Result<(), JobErr
 }
 
 /// A member's data is not thrown away, and an answer must be of this moment.
-async fn check_role(tools: &Tools) -> Result<(), JobError> {
+pub(super) async fn check_role(tools: &Tools) -> Result<(), JobError> {
     if tools.monitors.is_empty() {
         return Ok(());
     }

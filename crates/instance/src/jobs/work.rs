@@ -8,6 +8,7 @@ use super::archive_now::archive_now;
 use super::fetch_increment::fetch_increment;
 use super::full_backup::full_backup;
 use super::restore_full::{Wish, restore_full};
+use super::restore_incremental::{Request, restore_incremental};
 use super::{Job, JobError, Outcome, Tools, name};
 
 pub(super) async fn carry_out(tools: &Arc<Tools>, job: &Arc<Job>) -> Result<Outcome, JobError> {
@@ -36,6 +37,22 @@ pub(super) async fn carry_out(tools: &Arc<Tools>, job: &Arc<Job>) -> Result<Outc
         }
         Work::ArchiveNow => archive_now(tools, job).await,
         Work::FetchIncrement => fetch_increment(tools, job).await,
+        Work::RestoreIncremental {
+            target,
+            skip,
+            dry_run,
+        } => {
+            restore_incremental(
+                tools,
+                job,
+                Request {
+                    target,
+                    skip,
+                    dry_run,
+                },
+            )
+            .await
+        }
         other => Err(JobError::Refused(format!(
             "{} is not something that this version can do yet",
             name(&other)

@@ -16,6 +16,7 @@ mod harness;
 mod limits;
 mod notices;
 mod reloads;
+mod replays;
 mod restores;
 mod settings;
 mod starts;
