@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backup::archive::{
-    ArchivedServer, FileReader, Index, Progress, Source, archive, compact, file_number, holes, remove,
-    superseded, worth_compacting,
+    ArchivedFile, ArchivedServer, FileReader, Index, Progress, Source, archive, compact, file_number, holes,
+    remove, superseded, worth_compacting,
 };
 use backup::store::Store;
 use mysql_client::{Endpoint, ReadOnly, Server};
@@ -87,13 +87,33 @@ async fn the_archive_is_what_the_server_wrote(flavor: Flavor) {
 
     // File names begin anew: another line.
     archiver.kill();
-    reset(&server).await;
+    reset(&server, "").await;
     let mut archiver = Archiver::start(&server, &place.store);
     writer.again(&server).stop_after(20).await;
     archiver.has_everything(&server).await;
     let index = Index::load(&place.store).await.unwrap();
     let lines: Vec<u32> = index.sources().map(Source::resets).collect();
     assert_eq!(lines, [0, 1]);
+    is_identical(&server, &place).await;
+
+    // Once more, to where the numbers get a digit.
+    archiver.kill();
+    reset(&server, " TO 999998").await;
+    let mut archiver = Archiver::start(&server, &place.store);
+    let mut writer = Stopped { written: 0 };
+    for _ in 0..4 {
+        let writing = writer.again(&server);
+        writing.goes_on(20).await;
+        writer = writing.stop().await;
+        flush(&server).await;
+    }
+    archiver.has_everything(&server).await;
+    let index = Index::load(&place.store).await.unwrap();
+    let line = index.sources().max_by_key(|source| source.resets()).unwrap();
+    assert_eq!(line.resets(), 2);
+    let names: Vec<&str> = index.files(line).map(ArchivedFile::name).collect();
+    let expected = ["binlog.999998", "binlog.999999", "binlog.1000000"];
+    assert_eq!(names[..3], expected);
     is_identical(&server, &place).await;
 }
 
@@ -131,12 +151,16 @@ async fn flush(server: &BareServer) {
         .unwrap();
 }
 
-async fn reset(server: &BareServer) {
+async fn reset(server: &BareServer, to: &str) {
     let statement = match server.flavor() {
         Flavor::Mariadb => "RESET MASTER",
         Flavor::Mysql => "RESET BINARY LOGS AND GTIDS",
     };
-    root(server).await.execute(statement).await.unwrap();
+    root(server)
+        .await
+        .execute(&format!("{statement}{to}"))
+        .await
+        .unwrap();
 }
 
 /// DDL, long rows, XA, compression, tags, loaded files.

@@ -56,8 +56,12 @@ pub(crate) struct State {
     binlog_disk_bytes: Option<u64>,
 }
 
-/// Between two tries after something ended the archiver.
+/// Between two tries after something ended the archiver: at first, and at most.
 const PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// An archiver that lasted so long begins again at once.
+const LASTING: Duration = Duration::from_secs(30);
 
 /// A server that was not heard for so long is not being archived, whatever the last word was.
 const DEAF_AFTER: Duration = Duration::from_secs(5);
@@ -142,12 +146,15 @@ pub(crate) fn archives(watched: &ArchiveWatch) -> bool {
 
 /// Archives while the monitor wants it and the server runs; whatever ends it, it begins again.
 async fn keep_archiving(mut parts: Parts, store: Store) {
+    let mut index = Index::default();
+    let mut pause = PAUSE;
     loop {
         let identity = parts.until_wanted().await;
         parts.report.send_modify(|state| state.archiving = true);
         let (stop, stopped) = watch::channel(false);
+        let began = Instant::now();
         let ended = {
-            let session = session(&parts, &store, &identity, stopped);
+            let session = session(&parts, &store, &mut index, &identity, stopped);
             tokio::pin!(session);
             let (mut orders, mut snapshot) = (parts.orders.clone(), parts.snapshot.clone());
             tokio::select! {
@@ -159,6 +166,11 @@ async fn keep_archiving(mut parts: Parts, store: Store) {
             }
         };
         let wanted = parts.wanted().is_some();
+        pause = if ended.is_ok() || began.elapsed() > LASTING {
+            PAUSE
+        } else {
+            (pause * 2).min(LONGEST_PAUSE)
+        };
         let failure = ended.err().filter(|_| wanted);
         parts.report.send_modify(|state| {
             state.archiving = wanted;
@@ -179,13 +191,14 @@ async fn keep_archiving(mut parts: Parts, store: Store) {
                 progress.store_failure = None;
             });
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
 async fn session(
     parts: &Parts,
     store: &Store,
+    index: &mut Index,
     identity: &Identity,
     stopped: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
@@ -194,10 +207,10 @@ async fn session(
         .await
         .map_err(|error| Failure::Other(format!("{:#}", anyhow::Error::from(error))))?;
     let bases = bases(store).await?;
-    let mut index = Index::load(store).await?;
+    index.refresh(store).await?;
     let server = parts.server(identity)?;
     let began = Instant::now();
-    let running = archive(store, &server, &mut index, &bases, &parts.progress, stopped);
+    let running = archive(store, &server, index, &bases, &parts.progress, stopped);
     tokio::pin!(running);
     // What ended the last try is over once the server was heard again.
     let mut progress = parts.progress.subscribe();

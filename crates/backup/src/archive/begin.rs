@@ -10,7 +10,7 @@ use topology::{Flavor, Incarnation, ServerId};
 
 use super::history::known;
 use super::session::ArchiveError;
-use super::{ArchivedFile, Base, Composer, Coverage, FileFormat, Index, Source, file_number};
+use super::{ArchivedFile, Base, Composer, Coverage, FileFormat, Index, Seen, Source, file_number};
 
 /// A server whose binlog is archived.
 #[derive(Debug, Clone)]
@@ -110,10 +110,11 @@ async fn go_on(
     };
     let Some((name, length)) = files.iter().find(|(name, _)| name == last.name()) else {
         let first = files.first().map_or(0, |(name, _)| file_number(name));
-        return Ok(match later() {
-            Some(next) if first > number => GoOn::From(next),
-            _ => GoOn::Reset,
-        });
+        // The file was purged, if what follows knows of what is in it; else the numbers were set anew.
+        return match later() {
+            Some(next) if first > number && follows(server, &next, last).await? => Ok(GoOn::From(next)),
+            _ => Ok(GoOn::Reset),
+        };
     };
     if head(server, name).await?.format != last.first().file_format {
         return Ok(GoOn::Reset);
@@ -127,6 +128,17 @@ async fn go_on(
         return Ok(later().map_or(GoOn::Reset, GoOn::From));
     }
     Ok(GoOn::Here(Box::new(Composer::after(segment))))
+}
+
+/// Whether the server logged a file after everything that is in `last`.
+async fn follows(server: &ArchivedServer, file: &str, last: &ArchivedFile) -> Result<bool, ArchiveError> {
+    Ok(match (head(server, file).await?.previous, last.seen()) {
+        (Some(PreviousGtids::Mysql(before)), Seen::Mysql(seen)) => before.contains(&seen),
+        (Some(PreviousGtids::Mariadb(before)), Seen::Mariadb(seen)) => seen
+            .iter()
+            .all(|(domain, server, _, end)| before.last(domain, server).is_some_and(|logged| logged >= end)),
+        _ => false,
+    })
 }
 
 /// The newest file before which nothing is missing, else the oldest there is.

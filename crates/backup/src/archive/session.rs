@@ -108,6 +108,7 @@ pub async fn archive(
         progress.source = Some(composer.source().clone());
         progress.durable = Some((composer.file().to_owned(), composer.cut_up_to()));
         progress.waiting_since = None;
+        progress.heard = None;
     });
     tracing::info!(source = %composer.source(), file = composer.file(), from = composer.cut_up_to(), "archiving the binlog");
     let receiver = Receiver::start(server, &composer).await?;
@@ -240,8 +241,9 @@ impl Archiver<'_> {
         }
         let waiting_since = self.waiting_since;
         self.progress.send_if_modified(|progress| {
+            // Nobody is woken for each heartbeat, only for the first word.
+            let changed = progress.waiting_since != waiting_since || progress.heard.is_none();
             progress.heard = Some(now);
-            let changed = progress.waiting_since != waiting_since;
             progress.waiting_since = waiting_since;
             changed
         });

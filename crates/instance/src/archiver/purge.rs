@@ -14,7 +14,7 @@ use topology::observation::ServerState;
 
 use super::{Parts, bases};
 
-const PERIOD: Duration = Duration::from_mins(1);
+const PERIOD: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// From this part of the limit on there is an alarm.
@@ -32,16 +32,14 @@ struct OnDisk {
 pub(super) async fn keep_purging(parts: Parts, store: Store) {
     let mut index = Index::default();
     loop {
-        tokio::time::sleep(PERIOD).await;
-        if parts.snapshot.borrow().state != ServerState::Running {
-            continue;
-        }
-        if let Err(error) = purge(&parts, &store, &mut index).await {
+        let running = parts.snapshot.borrow().state == ServerState::Running;
+        if running && let Err(error) = purge(&parts, &store, &mut index).await {
             tracing::warn!("old binlogs stay on the disk: {error:#}");
             parts.report.send_modify(|state| {
                 state.purge = vec![format!("old binlogs stay on the server's disk: {error:#}")];
             });
         }
+        tokio::time::sleep(PERIOD).await;
     }
 }
 

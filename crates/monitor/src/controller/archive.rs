@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use api::archive::ArchiveOrder;
-use topology::observation::ServerState;
-use topology::{Cluster, InstanceId};
+use topology::{Cluster, InstanceId, Moment};
 
 use super::Controller;
 use crate::store::Store;
 
-/// An agent that was not heard for so long archives nothing that could be relied on.
-const HEARD_LIMIT: Duration = Duration::from_secs(5);
+/// After so long without a sign of the Standby or its agent the Master's agent archives. Not at once, nor right after the
+/// start of the monitor: it begins with a whole file, most of which is archived already.
+const AWAY_LIMIT: Duration = Duration::from_secs(30);
 
 /// A look at a member that is older says nothing of what it has.
 const SEEN_LIMIT: Duration = Duration::from_secs(5);
@@ -50,13 +50,20 @@ impl<S: Store> Controller<S> {
 
     fn archiver(&self) -> Option<&InstanceId> {
         archiver(&self.state.cluster, |id| {
-            let member = self.state.cluster.members.get(id);
-            self.reports.get(id).is_some_and(|heard| {
-                self.now().since(heard.at) < HEARD_LIMIT
-                    && heard.report.state == ServerState::Running
-                    && heard.report.archive.is_some()
-                    && heard.report.incarnation.as_ref() == member.map(|member| &member.incarnation)
-            })
+            let heard = self.reports.get(id);
+            let seen = self.views.get(id).and_then(|view| view.last_seen.as_ref());
+            let recent = |at: Option<Moment>| self.now().since(at.unwrap_or_default()) < AWAY_LIMIT;
+            let has_store = heard.is_none_or(|heard| heard.report.archive.is_some());
+            let same_data = heard
+                .and_then(|heard| heard.report.incarnation.as_ref())
+                .is_none_or(|incarnation| {
+                    self.state
+                        .cluster
+                        .members
+                        .get(id)
+                        .is_some_and(|member| member.incarnation == *incarnation)
+                });
+            has_store && same_data && recent(heard.map(|heard| heard.at)) && recent(seen.map(|(at, _)| *at))
         })
     }
 

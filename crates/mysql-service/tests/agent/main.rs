@@ -10,6 +10,7 @@
 )]
 
 mod accounts;
+mod archive;
 mod backups;
 mod fences;
 mod harness;
