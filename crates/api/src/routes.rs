@@ -53,8 +53,14 @@ pub struct Routes {
     pub candidate: Option<Address>,
     /// The servers for read-only connections. Without a healthy Slave these are what stands in for one.
     pub slaves: Vec<SlaveRoute>,
-    /// During a hold: milliseconds, from receipt, after which a proxy that heard nothing acts by itself.
+    /// During a hold or while it paces: milliseconds, from receipt, after which a proxy that heard nothing acts by
+    /// itself.
     pub deadline_ms: Option<u64>,
+    /// Shortly before a switchover stops writes: a connection to the master passes on what its client sends only
+    /// once in so many milliseconds, so that few commits are under way then. A proxy that does not know it does
+    /// without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pace_ms: Option<u64>,
 }
 
 /// What a proxy does with new connections.

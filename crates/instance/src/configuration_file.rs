@@ -479,6 +479,8 @@ mod tests {
             "slave_parallel_threads",
             "slave_parallel_mode",
             "replica_parallel_workers",
+            "binlog_transaction_compression",
+            "binlog_transaction_compression_level_zstd",
             "plugin_load_add",
             "max_connections",
             "innodb_buffer_pool_size",

@@ -108,6 +108,11 @@ pub(crate) enum Ask {
         candidate: Address,
         reply: oneshot::Sender<Result<Generation, Failure>>,
     },
+    /// Have the proxies pace their clients.
+    Pace {
+        every_milliseconds: u64,
+        reply: oneshot::Sender<Result<(), Failure>>,
+    },
     /// Tell the proxies what follows from the state.
     Publish {
         reply: oneshot::Sender<Result<(), Failure>>,
@@ -233,6 +238,15 @@ impl ControllerHandle {
         self.ask(|reply| Ask::Hold { candidate, reply })
             .await
             .unwrap_or_else(|| Err(stopping()))
+    }
+
+    pub(crate) async fn pace(&self, every_milliseconds: u64) -> Result<(), Failure> {
+        self.ask(|reply| Ask::Pace {
+            every_milliseconds,
+            reply,
+        })
+        .await
+        .unwrap_or_else(|| Err(stopping()))
     }
 
     pub(crate) async fn publish(&self) -> Result<(), Failure> {

@@ -26,10 +26,11 @@ impl Server {
     /// Closing gives up after a second or two of waiting for writes in progress: [`ReadOnly::Blocked`].
     /// It takes up to 4 s beyond the session's deadline.
     pub async fn set_read_only(&mut self, on: bool) -> Result<ReadOnly, Error> {
-        self.execute("SET SESSION lock_wait_timeout = 1").await?;
-        let statement = if on { READ_ONLY_ON } else { READ_ONLY_OFF };
+        let statement = if on { READ_ONLY_ON } else { READ_ONLY_OFF }.of(self.flavor);
         let limit = self.deadline + GATE_ALLOWANCE;
-        let blocked = match self.query_within(statement.of(self.flavor), limit).await {
+        // Few round trips: at a switchover every one of them is a time without writes.
+        let impatient = format!("SET SESSION lock_wait_timeout = 1; {statement}");
+        let blocked = match self.query_within(&impatient, limit).await {
             Ok(_) => false,
             Err(Error::Server {
                 code: code::LOCK_WAIT_TIMEOUT,
@@ -37,11 +38,17 @@ impl Server {
             }) => true,
             Err(error) => return Err(error),
         };
-        self.execute("SET SESSION lock_wait_timeout = DEFAULT").await?;
+        let answers = self
+            .query_all(&[
+                "SET SESSION lock_wait_timeout = DEFAULT",
+                READ_ONLY.of(self.flavor),
+            ])
+            .await?;
         if blocked {
             return Ok(ReadOnly::Blocked);
         }
-        let is = is_on(&self.require_value(READ_ONLY.of(self.flavor)).await?);
+        let value = answers[1].first().and_then(|row| row.value(0));
+        let is = is_on(value.unwrap_or_default());
         if is == on {
             Ok(ReadOnly::Done)
         } else {

@@ -17,10 +17,10 @@ use crate::error::Error;
 use crate::observe::{channel, replication};
 use crate::server::Server;
 use crate::statements::{
-    CHANGE_SOURCE, FORGET_SOURCE, REPLICATION_STATUS, SELECT_TRANSACTIONS_AT_HAND, SOURCE_HOST,
-    SOURCE_PASSWORD, SOURCE_PORT, SOURCE_SSL, SOURCE_USER, START_APPLIER, START_RECEIVER, START_REPLICATION,
-    STATUS_APPLIED, STATUS_FILE_APPLIED, STATUS_FILE_READ, STATUS_READ, STATUS_RECEIVED, STOP_APPLIER,
-    STOP_RECEIVER, STOP_REPLICATION, literal,
+    CHANGE_RECEIVER, CHANGE_SOURCE, FORGET_SOURCE, REPLICATION_STATUS, SELECT_TRANSACTIONS_AT_HAND,
+    SOURCE_HOST, SOURCE_PASSWORD, SOURCE_PORT, SOURCE_SSL, SOURCE_USER, START_APPLIER, START_RECEIVER,
+    START_REPLICATION, STATUS_APPLIED, STATUS_FILE_APPLIED, STATUS_FILE_READ, STATUS_READ, STATUS_RECEIVED,
+    STOP_APPLIER, STOP_RECEIVER, STOP_REPLICATION, Statement, literal,
 };
 
 /// The longest single wait inside the server, so that a wait notices a stopped applier soon after.
@@ -74,25 +74,58 @@ impl Server {
     /// The replica goes on from what it has. On MariaDB that is where `gtid_slave_pos` stands, which does not
     /// count what a former master wrote itself: it is first brought up to the end of the server's own binlog.
     pub async fn point_at(&mut self, source: &Address, login: &Login) -> Result<(), Error> {
-        let ssl = match self.flavor {
+        let ssl = self.source_tls();
+        self.point(source, login, ssl).await
+    }
+
+    /// Whether a replica can be told to receive from another server while it applies: see
+    /// [`receive_from`](Self::receive_from).
+    #[must_use]
+    pub fn receives_from_another_while_applying(&self) -> bool {
+        self.flavor == Flavor::Mysql
+    }
+
+    /// Tells a replica, whose receiver is stopped and whose applier runs, to receive from another server; it starts
+    /// nothing. What was received stays, and part of a transaction is completed by the new source.
+    ///
+    /// # Errors
+    /// Among others [`Error::Server`] when the family cannot
+    /// ([`receives_from_another_while_applying`](Self::receives_from_another_while_applying)).
+    pub async fn receive_from(&mut self, source: &Address, login: &Login) -> Result<(), Error> {
+        let ssl = self.source_tls();
+        self.change_source(CHANGE_RECEIVER, source, login, ssl).await
+    }
+
+    /// Whether replication uses TLS.
+    fn source_tls(&self) -> &'static str {
+        match self.flavor {
             // A MariaDB replica with this on uses TLS when the source offers it, and else does without.
             Flavor::Mariadb => "1, MASTER_SSL_VERIFY_SERVER_CERT = 0",
             // A MySQL replica with this on insists on it. The servers of a cluster are set up alike.
             Flavor::Mysql if self.connection.encrypted() => "1",
             Flavor::Mysql => "0",
-        };
-        self.point(source, login, ssl).await
+        }
     }
 
     pub(crate) async fn point(&mut self, source: &Address, login: &Login, ssl: &str) -> Result<(), Error> {
-        let flavor = self.flavor;
-        if flavor == Flavor::Mariadb {
+        if self.flavor == Flavor::Mariadb {
             self.seed_slave_position().await?;
         }
+        self.change_source(CHANGE_SOURCE, source, login, ssl).await
+    }
+
+    async fn change_source(
+        &mut self,
+        statement: Statement,
+        source: &Address,
+        login: &Login,
+        ssl: &str,
+    ) -> Result<(), Error> {
+        let flavor = self.flavor;
         let password = literal(login.password.expose());
         let sql = format!(
             "{}{} = {}, {} = {}, {} = {}, {} = {password}, {} = {ssl}",
-            CHANGE_SOURCE.of(flavor),
+            statement.of(flavor),
             SOURCE_HOST.of(flavor),
             literal(source.host()),
             SOURCE_PORT.of(flavor),

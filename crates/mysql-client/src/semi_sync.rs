@@ -2,7 +2,9 @@
 
 use crate::error::Error;
 use crate::server::{Server, explain, is_on};
-use crate::statements::{SEMI_SYNC_ACTIVE, SEMI_SYNC_REPLICA, SEMI_SYNC_SOURCE, SEMI_SYNC_SOURCE_ON};
+use crate::statements::{
+    SEMI_SYNC_ACTIVE, SEMI_SYNC_CLIENTS, SEMI_SYNC_REPLICA, SEMI_SYNC_SOURCE, SEMI_SYNC_SOURCE_ON,
+};
 
 impl Server {
     /// Switches the source side and reads it back. On: commits wait after the binlog is synced, for one
@@ -42,6 +44,20 @@ impl Server {
         let statement = format!("SET GLOBAL {switch} = {}", on_or_off(on));
         self.execute(&statement).await.map_err(explain)?;
         self.read_back(switch, on).await
+    }
+
+    /// How many replicas the server counts that acknowledge its commits.
+    pub async fn semi_sync_clients(&mut self) -> Result<u32, Error> {
+        let name = SEMI_SYNC_CLIENTS.of(self.flavor);
+        let rows = self
+            .query(&format!("SHOW GLOBAL STATUS WHERE Variable_name = '{name}'"))
+            .await?;
+        let value = rows.first().and_then(|row| row.value(1)).unwrap_or_default();
+        value.parse().map_err(|_| {
+            Error::Unexpected(format!(
+                "the server's `{name}` is `{value}`, which cannot be read"
+            ))
+        })
     }
 
     async fn read_back(&mut self, switch: &str, on: bool) -> Result<(), Error> {

@@ -64,6 +64,8 @@ statements! {
                                                                     SOURCE_RETRY_COUNT = 0, \
                                                                     SOURCE_HEARTBEAT_PERIOD = 1, \
                                                                     GET_SOURCE_PUBLIC_KEY = 1, ";
+    // The same for a replica that goes on applying meanwhile; MariaDB's cannot.
+    CHANGE_RECEIVER:     "SELECT NULL"                           | "CHANGE REPLICATION SOURCE TO ";
     SOURCE_HOST:         "MASTER_HOST"                           | "SOURCE_HOST";
     SOURCE_PORT:         "MASTER_PORT"                           | "SOURCE_PORT";
     SOURCE_USER:         "MASTER_USER"                           | "SOURCE_USER";

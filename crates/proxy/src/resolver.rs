@@ -123,6 +123,7 @@ mod tests {
             candidate: None,
             slaves: Vec::new(),
             deadline_ms: None,
+            pace_ms: None,
         }
     }
 

@@ -213,6 +213,7 @@ mod tests {
             candidate: None,
             slaves,
             deadline_ms: None,
+            pace_ms: None,
         }
     }
 

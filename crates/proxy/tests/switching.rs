@@ -223,6 +223,48 @@ fn a_hold_that_no_monitor_ends_lapses() {
 }
 
 #[test]
+fn clients_are_slowed_down_only_while_the_routes_say_so() {
+    const ECHOES: u32 = 20;
+    let master = Server::start("master", Manner::Echo);
+    let monitor = Monitor::start(routes(1, Phase::Open, Some(&master), &[]));
+    let proxy = Proxy::start_ready(config(Service::MysqlMaster, &[&monitor]));
+    let mut client = proxy.connect();
+    client.greeting().unwrap();
+    let mut time = || {
+        let start = Instant::now();
+        for _ in 0..ECHOES {
+            assert!(client.echoes("a statement"));
+        }
+        start.elapsed()
+    };
+    let mut pace = routes(2, Phase::Open, Some(&master), &[]);
+    pace.pace_ms = Some(20);
+    pace.deadline_ms = Some(60_000);
+    monitor.publish(pace.clone());
+    wait_until("the pace is in force", || {
+        proxy.metric("mysql_service_proxy_routes_generation") == 2
+    });
+    // Each waits for the next moment; the first may come at once.
+    let slow = time();
+    assert!(slow >= Duration::from_millis(20) * (ECHOES - 1), "{slow:?}");
+
+    // The end that nobody announces.
+    pace.generation = topology::Generation(3);
+    pace.deadline_ms = Some(1);
+    monitor.publish(pace);
+    wait_until("the next routes are in force", || {
+        proxy.metric("mysql_service_proxy_routes_generation") == 3
+    });
+    wait_until("clients are not slowed down any more", || time() < slow / 2);
+
+    monitor.publish(routes(4, Phase::Open, Some(&master), &[]));
+    wait_until("the last routes are in force", || {
+        proxy.metric("mysql_service_proxy_routes_generation") == 4
+    });
+    wait_until("nor afterwards", || time() < slow / 2);
+}
+
+#[test]
 fn losing_the_monitor_changes_nothing_and_the_next_one_is_followed() {
     let (old, new) = (
         Server::start("old", Manner::Echo),

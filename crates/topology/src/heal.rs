@@ -12,7 +12,7 @@ use crate::ids::InstanceId;
 use crate::observation::{Observation, Receiver};
 use crate::plan::{Change, Plan, Purpose, Step};
 use crate::situation::{Judgement, Situation, Source};
-use crate::steps::{is_to_be_led, lead, objections_to_writes, record, unfence};
+use crate::steps::{forget, is_to_be_led, lead, objections_to_writes, record, unfence};
 
 /// What to do now so that the cluster is as it was decided. Often nothing.
 #[must_use]
@@ -102,7 +102,7 @@ fn applies_in_spite_of_pause(seen: &Observation) -> bool {
 fn finish_detaching(situation: &Situation<'_>, id: &InstanceId, member: &Member) -> Vec<Step> {
     let mut steps = Vec::new();
     if matches!(situation.source(id), Source::Instance(_)) {
-        steps.push(Step::ForgetSource { at: id.clone() });
+        steps.push(forget(id));
     }
     for at in &member.fenced_at {
         if situation.trusted(at).is_some_and(|seen| !seen.read_only) {
@@ -127,7 +127,7 @@ fn restrain_master(
             && situation.cluster.standby() == Some(source))
     {
         // It was promoted, and the steps after that were not all done.
-        steps.push(Step::ForgetSource { at: master.clone() });
+        steps.push(forget(master));
     }
     if seen.semi_sync.replica_enabled || seen.semi_sync.replica_active {
         steps.push(Step::SetAcknowledging {

@@ -17,7 +17,7 @@ use crate::cluster::Role;
 use crate::ids::{AccountNumber, Incarnation, InstanceId, ServerId, ServerUuid};
 
 /// The format of stored plans. A stored plan of another format is undone, not continued.
-pub const PLAN_FORMAT: u32 = 1;
+pub const PLAN_FORMAT: u32 = 2;
 
 /// What to do, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +69,10 @@ pub enum Step {
         candidate: InstanceId,
         limit_milliseconds: u64,
     },
+    /// Ask the `mysql-master` proxies to pass on what a client sends only once in `every_milliseconds`, until the next
+    /// routes: the target gets near, and few commits are under way when writes are stopped. Nobody is waited for.
+    /// Undone by publishing the routes.
+    PaceProxies { every_milliseconds: u64 },
     /// Publish the routes that follow from the state, with the next generation.
     PublishRoutes,
 
@@ -92,11 +96,21 @@ pub enum Step {
         of: InstanceId,
         limit_milliseconds: u64,
     },
+    /// While writes go on: wait until `at` applies what `of` has within `near_milliseconds`, at most
+    /// `limit_milliseconds`. Whoever is slower than that is waited for with writes stopped, so being too slow is no
+    /// failure: it is noted how far it is behind.
+    WaitUntilNear {
+        at: InstanceId,
+        of: InstanceId,
+        near_milliseconds: u64,
+        limit_milliseconds: u64,
+    },
     /// Wait until at least one of the recorded ackers has *received* everything that `of` has.
     WaitUntilAcknowledged { of: InstanceId, limit_milliseconds: u64 },
 
-    /// Stop the receiver, wait until the applier has finished everything received, then forget the source.
-    ForgetSource { at: InstanceId },
+    /// Stop the receiver, wait until the applier has finished everything received, then forget the source. `idle`:
+    /// the source takes no writes and `at` has all that it has, so the receiver is in the middle of nothing.
+    ForgetSource { at: InstanceId, idle: bool },
     /// Follow `source` as the account's user: if another source is configured, stop the receiver, let the
     /// applier finish everything received, re-point; then start both threads. On MariaDB the position is set
     /// from the binlog when the server has never followed. `acknowledge` is the replica side of semi-sync,
@@ -107,12 +121,24 @@ pub enum Step {
         account: AccountNumber,
         acknowledge: bool,
     },
+    /// As [`Step::Follow`], before `source` is the master: it is itself a replica then, and passes on what it has
+    /// applied. Undone by following `back_to` again.
+    LeadAhead {
+        at: InstanceId,
+        source: InstanceId,
+        account: AccountNumber,
+        acknowledge: bool,
+        back_to: InstanceId,
+    },
     /// Wait until the receiver of `at` streams from `source`, at most `limit_milliseconds`.
     WaitUntilFollowing {
         at: InstanceId,
         source: InstanceId,
         limit_milliseconds: u64,
     },
+    /// Wait until `of` counts a replica that acknowledges its commits, at most `limit_milliseconds`. Its source side
+    /// is on.
+    WaitForAcker { of: InstanceId, limit_milliseconds: u64 },
     /// Switch the replica side of semi-sync and restart the receiver alone (the applier goes on, so no relay
     /// log is dropped); read back that it is so.
     SetAcknowledging { at: InstanceId, on: bool },
@@ -271,7 +297,7 @@ impl Plan {
             .is_some_and(|routes| routes < index);
         self.steps.get(index).is_some_and(|step| match step {
             // Nothing flows there: the old master takes no writes, and is led anew when it returns.
-            Step::ForgetSource { at } | Step::SetSemiSyncSource { at, on: false } => at == from,
+            Step::ForgetSource { at, .. } | Step::SetSemiSyncSource { at, on: false } => at == from,
             Step::Follow { at, .. }
             | Step::WaitUntilFollowing { at, .. }
             | Step::SetAcknowledging { at, .. } => published && at != to,
@@ -306,14 +332,19 @@ impl Step {
     #[must_use]
     pub fn at(&self) -> Option<&InstanceId> {
         match self {
-            Self::Record { .. } | Self::HoldProxies { .. } | Self::PublishRoutes => None,
-            Self::WaitUntilAcknowledged { of, .. } => Some(of),
+            Self::Record { .. }
+            | Self::HoldProxies { .. }
+            | Self::PaceProxies { .. }
+            | Self::PublishRoutes => None,
+            Self::WaitUntilAcknowledged { of, .. } | Self::WaitForAcker { of, .. } => Some(of),
             Self::StopWrites { at, .. }
             | Self::AllowWrites { at }
             | Self::SetSemiSyncSource { at, .. }
             | Self::WaitUntilApplied { at, .. }
-            | Self::ForgetSource { at }
+            | Self::WaitUntilNear { at, .. }
+            | Self::ForgetSource { at, .. }
             | Self::Follow { at, .. }
+            | Self::LeadAhead { at, .. }
             | Self::WaitUntilFollowing { at, .. }
             | Self::SetAcknowledging { at, .. }
             | Self::FenceAccount { at, .. }
@@ -337,11 +368,23 @@ impl Step {
             Self::Record { change } => Self::Record {
                 change: change.undo()?,
             },
-            Self::HoldProxies { .. } => Self::PublishRoutes,
+            Self::HoldProxies { .. } | Self::PaceProxies { .. } => Self::PublishRoutes,
             Self::StopWrites { at, .. } => Self::AllowWrites { at: at.clone() },
             Self::SetAcknowledging { at, on } => Self::SetAcknowledging {
                 at: at.clone(),
                 on: !on,
+            },
+            Self::LeadAhead {
+                at,
+                account,
+                acknowledge,
+                back_to,
+                ..
+            } => Self::Follow {
+                at: at.clone(),
+                source: back_to.clone(),
+                account: *account,
+                acknowledge: *acknowledge,
             },
             Self::FenceAccount { at, account } => Self::UnlockAccount {
                 at: at.clone(),
@@ -363,7 +406,9 @@ impl Step {
             | Self::AllowWrites { .. }
             | Self::PublishRoutes
             | Self::WaitUntilApplied { .. }
+            | Self::WaitUntilNear { .. }
             | Self::WaitUntilAcknowledged { .. }
+            | Self::WaitForAcker { .. }
             | Self::WaitUntilFollowing { .. }
             | Self::ForgetSource { .. }
             | Self::Follow { .. }

@@ -60,6 +60,14 @@ impl fmt::Display for Purpose {
     }
 }
 
+fn manner(acknowledge: bool) -> &'static str {
+    if acknowledge {
+        "acknowledging"
+    } else {
+        "not acknowledging"
+    }
+}
+
 /// A limit in the largest unit that shows it exactly.
 struct Limit(u64);
 
@@ -84,6 +92,10 @@ impl fmt::Display for Step {
                 formatter,
                 "have the proxies hold new connections, {}",
                 Limit(*limit_milliseconds)
+            ),
+            Self::PaceProxies { every_milliseconds } => write!(
+                formatter,
+                "have the proxies pass on what a client sends once in {every_milliseconds} ms"
             ),
             Self::PublishRoutes => write!(formatter, "publish the routes"),
             Self::StopWrites {
@@ -114,12 +126,30 @@ impl fmt::Display for Step {
                 "wait until {at} has applied everything that {of} has, {}",
                 Limit(*limit_milliseconds)
             ),
+            Self::WaitUntilNear {
+                at,
+                of,
+                near_milliseconds,
+                limit_milliseconds,
+            } => write!(
+                formatter,
+                "wait until {at} is no more than {near_milliseconds} ms behind {of}, {}",
+                Limit(*limit_milliseconds)
+            ),
             Self::WaitUntilAcknowledged {
                 of,
                 limit_milliseconds,
             } => write!(
                 formatter,
                 "wait until an acker has received everything that {of} has, {}",
+                Limit(*limit_milliseconds)
+            ),
+            Self::WaitForAcker {
+                of,
+                limit_milliseconds,
+            } => write!(
+                formatter,
+                "wait until somebody acknowledges to {of}, {}",
                 Limit(*limit_milliseconds)
             ),
             _ => self.fmt_replication(formatter),
@@ -131,7 +161,7 @@ impl Step {
     /// The steps at replicas and those asked of agents.
     fn fmt_replication(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ForgetSource { at } => {
+            Self::ForgetSource { at, .. } => {
                 write!(formatter, "have {at} apply what it received and follow nobody")
             }
             Self::Follow {
@@ -140,16 +170,18 @@ impl Step {
                 account,
                 acknowledge,
             } => {
-                let how = if *acknowledge {
-                    "acknowledging"
-                } else {
-                    "not acknowledging"
-                };
-                write!(
-                    formatter,
-                    "have {at} follow {source} as {}, {how}",
-                    account.user()
-                )
+                let (user, how) = (account.user(), manner(*acknowledge));
+                write!(formatter, "have {at} follow {source} as {user}, {how}")
+            }
+            Self::LeadAhead {
+                at,
+                source,
+                account,
+                acknowledge,
+                ..
+            } => {
+                let (user, how) = (account.user(), manner(*acknowledge));
+                write!(formatter, "have {at} follow {source} already, as {user}, {how}")
             }
             Self::WaitUntilFollowing {
                 at,
@@ -211,6 +243,9 @@ impl Step {
             | Self::AllowWrites { .. }
             | Self::SetSemiSyncSource { .. }
             | Self::WaitUntilApplied { .. }
+            | Self::WaitUntilNear { .. }
+            | Self::WaitForAcker { .. }
+            | Self::PaceProxies { .. }
             | Self::WaitUntilAcknowledged { .. } => Ok(()),
         }
     }

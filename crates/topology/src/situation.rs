@@ -36,6 +36,12 @@ pub struct Policy {
     pub hold_limit_milliseconds: u64,
     /// For the old master to become read-only.
     pub stop_writes_limit_milliseconds: u64,
+    /// How often the proxies pass on what a client sends while a switchover is prepared.
+    pub pace_milliseconds: u64,
+    /// How far the new master may be behind when writes are stopped, so that they stand still for a moment only.
+    pub near_milliseconds: u64,
+    /// For the new master to get there, while writes go on.
+    pub near_limit_milliseconds: u64,
     /// For the new master to apply what the old one has, while nobody can write.
     pub catch_up_limit_milliseconds: u64,
     /// For a receiver to stream.
@@ -63,6 +69,11 @@ impl Default for Policy {
             transaction_age_limit_seconds: 10,
             hold_limit_milliseconds: 1_000,
             stop_writes_limit_milliseconds: 3_000,
+            // At most 200 packets a second and connection: applications go on, and a server that is busy with
+            // reads and commits becomes idle half of the time.
+            pace_milliseconds: 5,
+            near_milliseconds: 5,
+            near_limit_milliseconds: 1_000,
             catch_up_limit_milliseconds: 2_000,
             follow_limit_milliseconds: 10_000,
             acknowledge_limit_milliseconds: 10_000,

@@ -178,6 +178,19 @@ fn status_of_replica(
         (Source::Instance(source), Some(master)) if source == master => {
             status_of_follower(situation, member, master, replication)
         }
+        // For the moments in which a switchover is prepared: it is to be the new master's.
+        (Source::Instance(source), _)
+            if member.active && member.may_follow.contains(source) && situation.replicates(source) =>
+        {
+            let (status, why) = status_of_follower(situation, member, source, replication);
+            match status {
+                Status::Ok => (
+                    Status::Syncing,
+                    format!("follows the Master by way of {source} while a switchover is prepared"),
+                ),
+                other => (other, why),
+            }
+        }
         (Source::Instance(source), _) if member.active && member.was_told_to_follow(source) => (
             Status::Lost,
             format!(

@@ -12,6 +12,14 @@ pub(crate) fn record(change: Change) -> Step {
     Step::Record { change }
 }
 
+/// The step that has `at` follow nobody, whatever its source does meanwhile.
+pub(crate) fn forget(at: &InstanceId) -> Step {
+    Step::ForgetSource {
+        at: at.clone(),
+        idle: false,
+    }
+}
+
 /// The steps that make `id` follow `source`, streaming, and acknowledging or not.
 pub(crate) fn lead(
     situation: &Situation<'_>,

@@ -264,30 +264,36 @@ fn steps(
     to: &InstanceId,
     acker: Option<&InstanceId>,
 ) -> Result<Vec<Step>, Refusal> {
-    let mut steps = before_the_point_of_no_return(situation, from, old, to);
+    let ahead = lead_ahead(situation, from, to, acker);
+    let mut changes = recorded(&ahead);
+    let led_ahead = acker.filter(|_| !ahead.is_empty());
+    let mut steps = before_the_point_of_no_return(situation, from, old, to, led_ahead, ahead);
     // Who cannot be asked may still follow the new master from an earlier time, and acknowledge.
     let unknown = situation
         .replicas()
         .filter(|(id, _)| situation.trusted(id).is_none() && !situation.cluster.ackers.contains(*id));
-    let mut changes: Vec<Change> = unknown
+    let mut decision: Vec<Change> = unknown
         .map(|(id, _)| Change::AddAcker { instance: id.clone() })
         .collect();
-    changes.push(Change::Promote {
+    decision.push(Change::Promote {
         from: from.clone(),
         to: to.clone(),
     });
+    changes.extend(decision.iter().cloned());
     let next = after(situation.cluster, &changes)?;
     let then = Situation {
         cluster: &next,
         ..*situation
     };
-    steps.extend(changes.into_iter().map(record));
-    steps.extend(promotion(&then, from, to, acker));
+    steps.extend(decision.into_iter().map(record));
+    let (promotion, later) = promotion(&then, from, to, acker, led_ahead.is_some());
+    steps.extend(promotion);
     steps.push(Step::PublishRoutes);
     steps.push(Step::EnableEvents {
         at: to.clone(),
         of: from.clone(),
     });
+    steps.extend(later);
     if situation.acknowledges(to) {
         // It acknowledged as a replica; at the master this side stays off, also on a link to its Standby.
         steps.push(Step::SetAcknowledging {
@@ -311,6 +317,62 @@ fn steps(
     Ok(steps)
 }
 
+/// The changes that these steps record.
+fn recorded(steps: &[Step]) -> Vec<Change> {
+    let change = |step: &Step| match step {
+        Step::Record { change } => Some(change.clone()),
+        _ => None,
+    };
+    steps.iter().filter_map(change).collect()
+}
+
+/// The steps that have the first acker of the new master follow it while it is a replica still, so that no write
+/// waits for that. Only where another one goes on acknowledging to the old master.
+fn lead_ahead(
+    situation: &Situation<'_>,
+    from: &InstanceId,
+    to: &InstanceId,
+    acker: Option<&InstanceId>,
+) -> Vec<Step> {
+    let Some((acker, member)) = acker.and_then(|acker| Some((acker, situation.member(acker)?))) else {
+        return Vec::new();
+    };
+    let another_acknowledges = situation.replicas().any(|(id, _)| {
+        id != acker
+            && situation.cluster.ackers.contains(id)
+            && situation.acknowledges(id)
+            && situation.replicates(id)
+    });
+    if acker == from || !another_acknowledges || !situation.replicates(acker) {
+        return Vec::new();
+    }
+    let mut steps = Vec::new();
+    if !situation.cluster.ackers.contains(acker) {
+        steps.push(record(Change::AddAcker {
+            instance: acker.clone(),
+        }));
+    }
+    if !member.was_told_to_follow(to) {
+        steps.push(record(Change::MayFollow {
+            instance: acker.clone(),
+            source: to.clone(),
+        }));
+    }
+    steps.push(Step::LeadAhead {
+        at: acker.clone(),
+        source: to.clone(),
+        account: member.account,
+        acknowledge: true,
+        back_to: from.clone(),
+    });
+    steps.push(Step::WaitUntilFollowing {
+        at: acker.clone(),
+        source: to.clone(),
+        limit_milliseconds: situation.policy.follow_limit_milliseconds,
+    });
+    steps
+}
+
 fn lead_to(situation: &Situation<'_>, id: &InstanceId, to: &InstanceId, acknowledge: bool) -> Vec<Step> {
     situation
         .member(id)
@@ -318,20 +380,39 @@ fn lead_to(situation: &Situation<'_>, id: &InstanceId, to: &InstanceId, acknowle
         .unwrap_or_default()
 }
 
-/// Everything that can be undone. The events go first: they can be disabled only while the server is writable,
-/// and applications do not wait for it.
+/// Everything that can be undone. The events go before the hold: they can be disabled only while the server is
+/// writable, and applications do not wait for it.
 fn before_the_point_of_no_return(
     situation: &Situation<'_>,
     from: &InstanceId,
     old: &Member,
     to: &InstanceId,
+    led_ahead: Option<&InstanceId>,
+    ahead: Vec<Step>,
 ) -> Vec<Step> {
     let policy = situation.policy;
-    vec![
+    let near = |at: &InstanceId| Step::WaitUntilNear {
+        at: at.clone(),
+        of: from.clone(),
+        near_milliseconds: policy.near_milliseconds,
+        limit_milliseconds: policy.near_limit_milliseconds,
+    };
+    let mut steps = vec![
         Step::EnsureReplicationAccount {
             at: from.clone(),
             account: old.account,
         },
+        Step::PaceProxies {
+            every_milliseconds: policy.pace_milliseconds,
+        },
+        // Who acknowledged first so far was perhaps the other: commits would wait until this one has received as much.
+        near(to),
+    ];
+    if let Some(acker) = led_ahead {
+        steps.extend(ahead);
+        steps.push(near(acker));
+    }
+    steps.extend([
         Step::DisableEvents { at: from.clone() },
         Step::HoldProxies {
             candidate: to.clone(),
@@ -346,20 +427,29 @@ fn before_the_point_of_no_return(
             of: from.clone(),
             limit_milliseconds: policy.catch_up_limit_milliseconds,
         },
-    ]
+    ]);
+    steps
 }
 
 /// From the record to the first write: nobody can commit at either server, and what the new master commits is
-/// acknowledged by somebody of the recorded set.
+/// acknowledged by somebody of the recorded set. And what of it may be done after the first write.
 fn promotion(
     situation: &Situation<'_>,
     from: &InstanceId,
     to: &InstanceId,
     acker: Option<&InstanceId>,
-) -> Vec<Step> {
-    let mut steps = vec![Step::ForgetSource { at: to.clone() }];
+    led_ahead: bool,
+) -> (Vec<Step>, Vec<Step>) {
+    let mut steps = vec![Step::ForgetSource {
+        at: to.clone(),
+        idle: true,
+    }];
+    let mut later = Vec::new();
     if situation.source(from) != Source::Nobody {
-        steps.push(Step::ForgetSource { at: from.clone() });
+        steps.push(Step::ForgetSource {
+            at: from.clone(),
+            idle: true,
+        });
     }
     if let Some(acker) = acker {
         if acker == from {
@@ -369,10 +459,25 @@ fn promotion(
             at: to.clone(),
             on: true,
         });
-        steps.extend(lead_to(situation, acker, to, true));
+        for step in lead_to(situation, acker, to, true) {
+            match &step {
+                Step::Record {
+                    change: Change::SetLink { .. },
+                } => later.push(step),
+                // It was seen to follow before writes were stopped; that it still does the new master itself knows.
+                Step::Follow { .. } if led_ahead => {}
+                Step::WaitUntilFollowing {
+                    limit_milliseconds, ..
+                } if led_ahead => steps.push(Step::WaitForAcker {
+                    of: to.clone(),
+                    limit_milliseconds: *limit_milliseconds,
+                }),
+                _ => steps.push(step),
+            }
+        }
     }
     steps.push(Step::AllowWrites { at: to.clone() });
-    steps
+    (steps, later)
 }
 
 /// The source side of semi-sync off at the old master before it follows: it is read-only and nobody waits there,

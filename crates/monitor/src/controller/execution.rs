@@ -159,6 +159,16 @@ impl<S: Store> Controller<S> {
                         .map_err(|error| store_failure(&error)),
                 );
             }
+            Ask::Pace {
+                every_milliseconds,
+                reply,
+            } => {
+                let _ = reply.send(
+                    self.publish_pace(every_milliseconds)
+                        .await
+                        .map_err(|error| store_failure(&error)),
+                );
+            }
             Ask::Publish { reply } => {
                 let _ = reply.send(self.publish_open().await.map_err(|error| store_failure(&error)));
             }
@@ -342,9 +352,9 @@ impl<S: Store> Controller<S> {
         self.write(write).await
     }
 
-    /// An operation that has ended leaves no proxy holding.
+    /// An operation that has ended leaves no proxy holding, and none that paces.
     async fn end_hold(&mut self) -> Result<(), StoreError> {
-        if self.state.published.phase == Phase::Hold {
+        if self.state.published.phase == Phase::Hold || self.paces() {
             self.publish_open().await?;
         }
         Ok(())

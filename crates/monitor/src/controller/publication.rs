@@ -102,6 +102,8 @@ pub(super) struct Routing {
     candidate: Option<Address>,
     /// The master before the hold: the same one after it is an abort.
     before_hold: Option<Address>,
+    /// How often proxies pass on what a client sends, while a switchover is prepared.
+    pace_milliseconds: Option<u64>,
     /// A hold of an earlier run of the monitor has to be ended.
     stale_hold: bool,
     /// Whether anything was published in this run.
@@ -189,12 +191,25 @@ impl<S: Store> Controller<S> {
         Ok(self.state.published.generation)
     }
 
+    /// Has the proxies pace their clients until the roles have changed, or the operation has ended.
+    pub(super) async fn publish_pace(&mut self, every_milliseconds: u64) -> Result<(), StoreError> {
+        self.routing.pace_milliseconds = Some(every_milliseconds);
+        let now = routes(&self.situation());
+        self.publish(self.state.published.phase, now, true).await
+    }
+
+    /// Whether the proxies were told to pace their clients.
+    pub(super) fn paces(&self) -> bool {
+        self.routing.pace_milliseconds.is_some()
+    }
+
     /// Ends a hold, or says that the roles have changed.
     pub(super) async fn publish_open(&mut self) -> Result<(), StoreError> {
         let now = routes(&self.situation());
         let master = now.master.as_ref().map(|backend| &backend.address);
         let same = self.state.published.phase == Phase::Hold && master == self.routing.before_hold.as_ref();
         self.routing.candidate = None;
+        self.routing.pace_milliseconds = None;
         self.publish(if same { Phase::Abort } else { Phase::Open }, now, true)
             .await
     }
@@ -220,7 +235,8 @@ impl<S: Store> Controller<S> {
             master: self.routing.master.clone(),
             candidate: self.routing.candidate.clone().filter(|_| phase == Phase::Hold),
             slaves: now.slaves.iter().map(slave_route).collect(),
-            deadline_ms: (phase == Phase::Hold).then_some(HOLD_DEADLINE_MILLISECONDS),
+            deadline_ms: (phase == Phase::Hold || self.paces()).then_some(HOLD_DEADLINE_MILLISECONDS),
+            pace_ms: self.routing.pace_milliseconds,
         });
         send_if_new(&self.published.routes, document);
         let servers = Arc::new(Servers {

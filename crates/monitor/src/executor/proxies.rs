@@ -35,6 +35,14 @@ impl RealWorld {
         })
     }
 
+    pub(crate) async fn pace_proxies(&mut self, every_milliseconds: u64) -> Result<String, Failure> {
+        self.surroundings
+            .controller
+            .pace(every_milliseconds)
+            .await
+            .map(|()| String::new())
+    }
+
     pub(crate) async fn publish_routes(&mut self) -> Result<String, Failure> {
         self.surroundings
             .controller

@@ -72,6 +72,41 @@ impl RealWorld {
         }
     }
 
+    /// Measures again and again how long `at` takes to apply what `of` has at a moment, until it is no longer than
+    /// `near`. A replica that does not get there is waited for when writes are stopped.
+    pub(crate) async fn wait_until_near(
+        &mut self,
+        at: &InstanceId,
+        of: &InstanceId,
+        near: Duration,
+        limit: Duration,
+    ) -> Result<String, Failure> {
+        let mut server = self.server(at).await?;
+        let began = Instant::now();
+        let result = loop {
+            let wanted = match self.transactions(of).await {
+                Ok(wanted) => wanted,
+                Err(failure) => break Err(failure),
+            };
+            let asked = Instant::now();
+            let left = limit.saturating_sub(began.elapsed());
+            let applied = match server.wait_until_applied(&wanted, left).await {
+                Ok(applied) => applied,
+                Err(error) => break Err(failure(at, &error)),
+            };
+            let behind = asked.elapsed();
+            if applied && behind <= near {
+                break Ok(format!("it is {} ms behind", behind.as_millis()));
+            }
+            if began.elapsed() >= limit {
+                let more = if applied { "" } else { "more than " };
+                break Ok(format!("it is still {more}{} ms behind", behind.as_millis()));
+            }
+        };
+        self.keep(at, server, &result);
+        result
+    }
+
     async fn transactions(&mut self, of: &InstanceId) -> Result<Transactions, Failure> {
         let mut server = self.server(of).await?;
         let result = server.transactions().await.map_err(|error| failure(of, &error));
@@ -133,9 +168,9 @@ impl RealWorld {
         })
     }
 
-    pub(crate) async fn forget_source(&mut self, at: &InstanceId) -> Result<String, Failure> {
+    pub(crate) async fn forget_source(&mut self, at: &InstanceId, idle: bool) -> Result<String, Failure> {
         let mut server = self.server(at).await?;
-        let result = forget_source(at, &mut server).await;
+        let result = forget_source(at, &mut server, idle).await;
         self.keep(at, server, &result);
         result
     }
@@ -176,8 +211,22 @@ impl RealWorld {
                     server.set_semi_sync_replica(acknowledge).await.map_err(wrap)?;
                     server.start_replication().await.map_err(wrap)?;
                 }
+                // Only a channel that was made here is known to go on by GTIDs.
+                Manner::Repoint
+                    if applies(&seen)
+                        && is_user(&seen, &login.user)
+                        && server.receives_from_another_while_applying() =>
+                {
+                    server.stop_receiver().await.map_err(wrap)?;
+                    wait_until_drained(at, &mut server).await?;
+                    let has = server.transactions().await.map_err(wrap)?;
+                    self.wait_until_source_has(source, at, &has).await?;
+                    server.set_semi_sync_replica(acknowledge).await.map_err(wrap)?;
+                    server.receive_from(&address, &login).await.map_err(wrap)?;
+                    server.start_receiver().await.map_err(wrap)?;
+                }
                 Manner::Repoint => {
-                    finish_received(at, &mut server, &seen).await?;
+                    finish_received(at, &mut server, &seen, false).await?;
                     let has = server.transactions().await.map_err(wrap)?;
                     self.wait_until_source_has(source, at, &has).await?;
                     server.set_semi_sync_replica(acknowledge).await.map_err(wrap)?;
@@ -258,6 +307,33 @@ impl RealWorld {
         result
     }
 
+    pub(crate) async fn wait_for_acker(
+        &mut self,
+        of: &InstanceId,
+        limit: Duration,
+    ) -> Result<String, Failure> {
+        let mut server = self.server(of).await?;
+        let began = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        let result = loop {
+            match server.semi_sync_clients().await {
+                Ok(0) if began.elapsed() >= limit => {
+                    break Err(Failure::new(format!(
+                        "nobody acknowledges to {of} after {} ms",
+                        limit.as_millis()
+                    )));
+                }
+                Ok(0) => {}
+                Ok(_) => break Ok(format!("after {} ms", began.elapsed().as_millis())),
+                Err(error) => break Err(failure(of, &error)),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        };
+        self.keep(of, server, &result);
+        result
+    }
+
     pub(crate) async fn set_acknowledging(&mut self, at: &InstanceId, on: bool) -> Result<String, Failure> {
         let mut server = self.server(at).await?;
         let result = set_acknowledging(at, &mut server, on).await;
@@ -319,12 +395,12 @@ fn covers(received: &Received, executed: &Transactions, wanted: &Transactions) -
     }
 }
 
-async fn forget_source(at: &InstanceId, server: &mut Server) -> Result<String, Failure> {
+async fn forget_source(at: &InstanceId, server: &mut Server, idle: bool) -> Result<String, Failure> {
     let seen = look(at, server).await?;
     if seen.replication.is_none() {
         return Ok("it followed nobody already".to_owned());
     }
-    finish_received(at, server, &seen).await?;
+    finish_received(at, server, &seen, idle).await?;
     let wrap = |error: mysql_client::Error| failure(at, &error);
     server.forget_source().await.map_err(wrap)?;
     // Without a source it acknowledges nothing; the switch is turned off so that the next start does not either.
@@ -344,8 +420,14 @@ const APPLIER_BEGINS: Duration = Duration::from_millis(10);
 /// What a receiver that was started again takes to bring the rest of a transaction.
 const REST_OF_A_TRANSACTION: Duration = Duration::from_millis(20);
 
-/// Stops the receiver, lets the applier finish what was received, then stops the applier.
-async fn finish_received(at: &InstanceId, server: &mut Server, seen: &Observation) -> Result<(), Failure> {
+/// Stops the receiver, lets the applier finish what was received, then stops the applier. `idle`: nothing is on its
+/// way to the receiver.
+async fn finish_received(
+    at: &InstanceId,
+    server: &mut Server,
+    seen: &Observation,
+    idle: bool,
+) -> Result<(), Failure> {
     let Some(replication) = &seen.replication else {
         return Ok(());
     };
@@ -363,14 +445,8 @@ async fn finish_received(at: &InstanceId, server: &mut Server, seen: &Observatio
         if receives {
             server.stop_receiver().await.map_err(wrap)?;
         }
-        let drained = server.wait_until_drained(DRAIN_LIMIT).await.map_err(wrap)?;
-        if !drained {
-            return Err(Failure::new(format!(
-                "{at} has not applied everything that it received after {} s",
-                DRAIN_LIMIT.as_secs()
-            )));
-        }
-        if !receives || !left_a_part(server).await.map_err(wrap)? {
+        wait_until_drained(at, server).await?;
+        if idle || !receives || !left_a_part(server).await.map_err(wrap)? {
             break;
         }
         server.start_receiver().await.map_err(wrap)?;
@@ -378,6 +454,29 @@ async fn finish_received(at: &InstanceId, server: &mut Server, seen: &Observatio
     }
     // Part of a transaction is left only when its source is gone.
     server.stop_replication().await.map_err(wrap)
+}
+
+async fn wait_until_drained(at: &InstanceId, server: &mut Server) -> Result<(), Failure> {
+    match server.wait_until_drained(DRAIN_LIMIT).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Failure::new(format!(
+            "{at} has not applied everything that it received after {} s",
+            DRAIN_LIMIT.as_secs()
+        ))),
+        Err(error) => Err(failure(at, &error)),
+    }
+}
+
+fn is_user(seen: &Observation, user: &str) -> bool {
+    seen.replication
+        .as_ref()
+        .is_some_and(|replication| replication.user == user)
+}
+
+fn applies(seen: &Observation) -> bool {
+    seen.replication
+        .as_ref()
+        .is_some_and(|replication| replication.applier_running)
 }
 
 /// Whether a stopped receiver left part of a transaction. A MySQL applier shows it once it has begun with it, which is
@@ -461,11 +560,7 @@ async fn set_acknowledging(at: &InstanceId, server: &mut Server, on: bool) -> Re
     {
         return Ok("it was so already".to_owned());
     }
-    let applies = seen
-        .replication
-        .as_ref()
-        .is_some_and(|replication| replication.applier_running);
-    if receiver != Receiver::Stopped && !applies {
+    if receiver != Receiver::Stopped && !applies(&seen) {
         return Err(Failure::new(format!(
             "the applier of {at} does not run, and restarting its receiver would drop what it received: resume it first"
         )));

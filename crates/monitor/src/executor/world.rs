@@ -8,7 +8,7 @@ use api::client::Client;
 use futures_util::future::join_all;
 use mysql_client::credentials::SecretFile;
 use mysql_client::{Depth, Endpoint, Error, Server};
-use topology::{Address, Cluster, InstanceId, Look, Observation, Plan, Purpose, ServerId, Step};
+use topology::{Address, Cluster, InstanceId, Look, Moment, Observation, Plan, Purpose, ServerId, Step};
 
 use super::{Failure, World};
 use crate::clock::Clock;
@@ -78,13 +78,18 @@ impl RealWorld {
     ) -> Result<Observation, Failure> {
         let began = self.surroundings.clock.now();
         let seen = look(id, server).await?;
+        self.tell(id, began, &seen).await;
+        Ok(seen)
+    }
+
+    /// Tells the controller what a step saw.
+    pub(crate) async fn tell(&self, id: &InstanceId, began: Moment, seen: &Observation) {
         let look = Look {
             began,
             at: self.surroundings.clock.now(),
             result: Ok(seen.clone()),
         };
         self.surroundings.controller.looked(id, look).await;
-        Ok(seen)
     }
 
     /// Where an instance's server listens.
@@ -133,6 +138,7 @@ impl World for RealWorld {
                 candidate,
                 limit_milliseconds,
             } => self.hold_proxies(candidate, millis(*limit_milliseconds)).await,
+            Step::PaceProxies { every_milliseconds } => self.pace_proxies(*every_milliseconds).await,
             Step::PublishRoutes => self.publish_routes().await,
             Step::StopWrites {
                 at,
@@ -145,6 +151,15 @@ impl World for RealWorld {
                 of,
                 limit_milliseconds,
             } => self.wait_until_applied(at, of, millis(*limit_milliseconds)).await,
+            Step::WaitUntilNear {
+                at,
+                of,
+                near_milliseconds,
+                limit_milliseconds,
+            } => {
+                let (near, limit) = (millis(*near_milliseconds), millis(*limit_milliseconds));
+                self.wait_until_near(at, of, near, limit).await
+            }
             Step::WaitUntilAcknowledged {
                 of,
                 limit_milliseconds,
@@ -152,12 +167,19 @@ impl World for RealWorld {
                 self.wait_until_acknowledged(of, millis(*limit_milliseconds))
                     .await
             }
-            Step::ForgetSource { at } => self.forget_source(at).await,
+            Step::ForgetSource { at, idle } => self.forget_source(at, *idle).await,
             Step::Follow {
                 at,
                 source,
                 account,
                 acknowledge,
+            }
+            | Step::LeadAhead {
+                at,
+                source,
+                account,
+                acknowledge,
+                ..
             } => self.follow(at, source, *account, *acknowledge).await,
             Step::WaitUntilFollowing {
                 at,
@@ -167,6 +189,10 @@ impl World for RealWorld {
                 self.wait_until_following(at, source, millis(*limit_milliseconds))
                     .await
             }
+            Step::WaitForAcker {
+                of,
+                limit_milliseconds,
+            } => self.wait_for_acker(of, millis(*limit_milliseconds)).await,
             Step::SetAcknowledging { at, on } => self.set_acknowledging(at, *on).await,
             Step::StopApplying { at } => self.stop_applying(at).await,
             Step::StartApplying { at } => self.start_applying(at).await,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use mysql_client::{ReadOnly, Server, Session, SessionKind};
 use tokio::time::Instant;
 use topology::gtid::Lacks;
-use topology::{InstanceId, Observation};
+use topology::{InstanceId, Moment, Observation};
 
 use super::Failure;
 use super::world::{RealWorld, connect, failure, look};
@@ -30,16 +30,16 @@ impl RealWorld {
     /// step fails.
     pub(crate) async fn stop_writes(&mut self, at: &InstanceId, limit: Duration) -> Result<String, Failure> {
         let mut server = self.server(at).await?;
-        let mut result = stop_writes(at, &mut server, limit).await;
-        if result.is_ok()
-            && let Err(failure) = self.look_and_tell(at, &mut server).await
-        {
-            result = Err(failure);
-        }
+        let clock = self.surroundings.clock;
+        let result = stop_writes(at, &mut server, limit, || clock.now()).await;
         self.keep(at, server, &result);
         match result {
             Err(failure) if failure.unreachable.is_none() => Err(self.with_missing_ackers(at, failure).await),
-            result => result,
+            Err(failure) => Err(failure),
+            Ok(Stopped { found, began, seen }) => {
+                self.tell(at, began, &seen).await;
+                Ok(found)
+            }
         }
     }
 
@@ -73,6 +73,7 @@ impl RealWorld {
         let permission = self.surroundings.controller.permit_writes(at).await?;
         let waits = self.cluster().waits_for_acknowledgements();
         let mut server = self.server(at).await?;
+        let began = self.surroundings.clock.now();
         let result = async {
             let seen = look(at, &mut server).await?;
             if seen.server_id != permission.server_id {
@@ -99,7 +100,15 @@ impl RealWorld {
                 )));
             }
             match server.set_read_only(false).await {
-                Ok(ReadOnly::Done) => self.look_and_tell(at, &mut server).await.map(|_| String::new()),
+                Ok(ReadOnly::Done) => {
+                    // That it takes writes now was read back: the routes need not wait for another look.
+                    let writable = Observation {
+                        read_only: false,
+                        ..seen
+                    };
+                    self.tell(at, began, &writable).await;
+                    Ok(String::new())
+                }
                 Ok(ReadOnly::Blocked) => Err(Failure::new(format!("{at} did not become writable in time"))),
                 Err(error) => Err(failure(at, &error)),
             }
@@ -185,13 +194,29 @@ async fn only_its_applier_waits(
         .any(|session| session.kind == SessionKind::InCommit))
 }
 
+/// How writes were stopped.
+struct Stopped {
+    /// What is worth knowing.
+    found: String,
+    /// When the last look at the server began.
+    began: Moment,
+    /// What that look saw: a read-only server where no commit waits.
+    seen: Observation,
+}
+
 /// A session that commits again and again is hardly ever seen outside of a commit. So nobody waits for such a
 /// moment: becoming read-only lets the commits in flight finish and no other begin. The server gives that up by
 /// itself after a second when they do not finish, and nothing has changed then.
-async fn stop_writes(at: &InstanceId, server: &mut Server, limit: Duration) -> Result<String, Failure> {
+async fn stop_writes(
+    at: &InstanceId,
+    server: &mut Server,
+    limit: Duration,
+    now: impl Fn() -> Moment,
+) -> Result<Stopped, Failure> {
     let began = Instant::now();
     let mut ended = 0;
-    let found = if look(at, server).await?.read_only {
+    let is_read_only = server.is_read_only().await;
+    let found = if is_read_only.map_err(|error| failure(at, &error))? {
         "it was read-only already"
     } else {
         loop {
@@ -209,40 +234,32 @@ async fn stop_writes(at: &InstanceId, server: &mut Server, limit: Duration) -> R
             }
         }
     };
-    ended += end_the_rest(at, server, began, limit).await?;
-    Ok(stopped(found, ended))
-}
-
-fn stopped(found: &str, ended: usize) -> String {
-    match (found, ended) {
-        (found, 0) => found.to_owned(),
-        ("", ended) => format!("{ended} sessions were ended"),
-        (found, ended) => format!("{found}; {ended} sessions were ended"),
-    }
-}
-
-/// At a read-only server: ends what is left, and sees that no commit is in flight or waits any more. Gives back how
-/// many sessions it ended.
-async fn end_the_rest(
-    at: &InstanceId,
-    server: &mut Server,
-    began: Instant,
-    limit: Duration,
-) -> Result<usize, Failure> {
-    let mut ended = 0;
     let mut pause = FIRST_PAUSE;
     loop {
         let round = end_applications(at, server).await?;
         ended += round.ended;
         // The process list first, the counter after it: a session goes from the one to the other.
-        if round.in_commit == 0 && look(at, server).await?.semi_sync.waiting_sessions == 0 {
-            return Ok(ended);
+        if round.in_commit == 0 {
+            let began = now();
+            let seen = look(at, server).await?;
+            if seen.semi_sync.waiting_sessions == 0 {
+                let found = told(found, ended);
+                return Ok(Stopped { found, began, seen });
+            }
         }
         if began.elapsed() >= limit {
             return Err(in_the_way(at, server, limit).await);
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+fn told(found: &str, ended: usize) -> String {
+    match (found, ended) {
+        (found, 0) => found.to_owned(),
+        ("", ended) => format!("{ended} sessions were ended"),
+        (found, ended) => format!("{found}; {ended} sessions were ended"),
     }
 }
 

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use api::routes::{Phase, Routes};
+use api::routes::{Phase, Routes, Service};
 use topology::Address;
 
 use super::Table;
@@ -23,6 +23,9 @@ const MOST_OPENING: u64 = 48;
 /// How long a server that could not be reached is tried only after all others. The monitor takes it from the
 /// list within a few seconds if it stays away.
 const LAST_IN_LINE: Duration = Duration::from_secs(3);
+
+/// How long clients are slowed down at most when no monitor says that it is over.
+const LONGEST_PACE: Duration = Duration::from_secs(10);
 
 /// One server.
 #[derive(Debug)]
@@ -148,6 +151,18 @@ impl Router {
         self.table = Some(table);
         self.note_departures(now);
         true
+    }
+
+    /// The pace that the routes in force ask for: once in how long, and for how long at most.
+    pub(super) fn pace(&self) -> Option<(Duration, Duration)> {
+        let routes = self
+            .routes()
+            .filter(|_| self.wish.service == Service::MysqlMaster)?;
+        let every = Duration::from_millis(routes.pace_ms?);
+        let limit = routes.deadline_ms.map_or(LONGEST_PACE, |limit| {
+            LONGEST_PACE.min(Duration::from_millis(limit))
+        });
+        Some((every, limit))
     }
 
     fn routes(&self) -> Option<&Routes> {

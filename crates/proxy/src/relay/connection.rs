@@ -35,6 +35,8 @@ pub(super) struct Connection {
     pub(super) give_up_at: Instant,
     /// It had to wait at least once.
     pub(super) was_held: bool,
+    /// What its client has sent waits for its moment.
+    pub(super) is_paced: bool,
     pub(super) stage: Stage,
 }
 

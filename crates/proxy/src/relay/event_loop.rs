@@ -24,6 +24,7 @@ use super::Load;
 use super::backend::Router;
 use super::command::{Command, Inbox};
 use super::connection::Connection;
+use super::pace::Pace;
 use super::pump::Buffers;
 use super::slab::{Key, Slab};
 use super::socket;
@@ -99,6 +100,8 @@ pub(super) struct EventLoop {
     /// When the routes change by themselves.
     routes_change_at: Option<Instant>,
     drain_until: Option<Instant>,
+    /// How what clients send is slowed down, while a switchover is prepared.
+    pub(super) pace: Option<Pace>,
     inbox: Arc<Inbox>,
 }
 
@@ -176,6 +179,7 @@ impl EventLoop {
             accept_again_at: None,
             routes_change_at: None,
             drain_until: None,
+            pace: None,
             inbox,
         }
     }
@@ -246,6 +250,7 @@ impl EventLoop {
             self.accept_again_at,
             self.routes_change_at,
             self.drain_until,
+            self.pace.as_ref().map(Pace::next_due),
         ]
         .into_iter()
         .flatten()
@@ -311,6 +316,7 @@ impl EventLoop {
                 Command::Apply(table, done) => {
                     if self.router.apply(*table, now) {
                         self.obey_routes(now);
+                        self.obey_pace(now);
                         self.routes_change_at = self.router.next_change();
                     }
                     let load = Load {
@@ -333,6 +339,33 @@ impl EventLoop {
         Ok(())
     }
 
+    /// Slows clients down, or no longer, as the routes in force say.
+    fn obey_pace(&mut self, now: Instant) {
+        let wanted = self.router.pace();
+        match (&mut self.pace, wanted) {
+            (Some(pace), Some((every, limit))) => pace.change(every, limit, now),
+            (None, Some((every, limit))) => self.pace = Some(Pace::new(every, limit, now)),
+            (_, None) => self.end_pace(),
+        }
+    }
+
+    fn end_pace(&mut self) {
+        if let Some(pace) = self.pace.take() {
+            self.relay_paced(pace.end());
+        }
+    }
+
+    /// Gives their turn to those whose moment has come.
+    fn keep_pace(&mut self, now: Instant) {
+        let Some(pace) = &mut self.pace else { return };
+        if pace.is_over(now) {
+            self.end_pace();
+        } else {
+            let due = pace.due(now);
+            self.relay_paced(due);
+        }
+    }
+
     /// Does everything that is due.
     fn fire(&mut self) {
         if self.counters.held.get() + self.counters.opening.get() == 0 {
@@ -347,6 +380,7 @@ impl EventLoop {
         if self.accept_again_at.is_some_and(|at| at <= now) {
             self.accept_again();
         }
+        self.keep_pace(now);
         if self.routes_change_at.is_some_and(|at| at <= now) {
             if self.router.lapse(now) {
                 tracing::warn!(

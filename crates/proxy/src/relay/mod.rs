@@ -8,6 +8,7 @@ mod backend;
 mod command;
 mod connection;
 mod event_loop;
+mod pace;
 mod packet;
 mod pump;
 mod slab;

@@ -32,6 +32,7 @@ impl EventLoop {
             client: Side::new(client),
             give_up_at: now + self.settings.hold_limit,
             was_held: false,
+            is_paced: false,
             stage,
         });
         let Some(connection) = self.connections.get_mut(key) else {
@@ -215,8 +216,36 @@ impl EventLoop {
         self.open(key, rest, pause, now);
     }
 
-    /// Carries what can be carried, both ways.
+    /// Carries what can be carried, both ways. What the client sends waits for its moment, if there is a pace.
     pub(super) fn relay(&mut self, key: Key) {
+        let Some(pace) = &mut self.pace else {
+            self.relay_now(key);
+            return;
+        };
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let readable = std::mem::take(&mut connection.client.readable);
+        if readable && !std::mem::replace(&mut connection.is_paced, true) {
+            pace.wait(key);
+        }
+        self.relay_now(key);
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.client.readable |= readable;
+        }
+    }
+
+    /// The moment has come for what these clients have sent.
+    pub(super) fn relay_paced(&mut self, keys: Vec<Key>) {
+        for key in keys {
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.is_paced = false;
+                self.relay_now(key);
+            }
+        }
+    }
+
+    fn relay_now(&mut self, key: Key) {
         let Some(Connection {
             client,
             stage: Stage::Relaying(Relaying { server, .. }),

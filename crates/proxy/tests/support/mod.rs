@@ -207,6 +207,7 @@ pub fn routes(generation: u64, phase: Phase, master: Option<&Server>, slaves: &[
         candidate: None,
         slaves: slaves.iter().map(|server| slave(server, 0)).collect(),
         deadline_ms: (phase == Phase::Hold).then_some(5000),
+        pace_ms: None,
     }
 }
 

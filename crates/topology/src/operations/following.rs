@@ -7,7 +7,7 @@ use crate::ids::InstanceId;
 use crate::observation::Observation;
 use crate::plan::{Change, Plan, Purpose, Reason, Refusal, Step};
 use crate::situation::{Judgement, Situation, Source};
-use crate::steps::{lead, record, refuse_if_any, why_not_trusted};
+use crate::steps::{forget, lead, record, refuse_if_any, why_not_trusted};
 
 /// Makes a Standby or Slave follow the Master; at the Master: makes it follow its Standby too.
 ///
@@ -283,7 +283,7 @@ pub fn detach(situation: &Situation<'_>, id: &InstanceId) -> Result<Plan, Refusa
         None => steps.extend(release),
     }
     if reachable && follows {
-        steps.push(Step::ForgetSource { at: id.clone() });
+        steps.push(forget(id));
     }
     if !reachable {
         warnings.push(format!(

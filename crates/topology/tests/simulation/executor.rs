@@ -112,6 +112,7 @@ fn at_servers(world: &mut World, step: &Step) -> Result<(), String> {
             world.route = None;
             Ok(())
         }
+        Step::PaceProxies { .. } => Ok(()),
         Step::PublishRoutes => {
             world.route = world.recorded_master().filter(|_| {
                 world
@@ -134,6 +135,12 @@ fn at_servers(world: &mut World, step: &Step) -> Result<(), String> {
                 Err("it is errant".to_owned())
             }
         }
+        // However long it takes, it is no failure.
+        Step::WaitUntilNear { at, of, .. } => {
+            let (at, of) = (world.index(at), world.index(of));
+            let _ = wait(world, |world| covers(world, at, of));
+            Ok(())
+        }
         Step::WaitUntilAcknowledged { of, .. } => {
             let of = world.index(of);
             wait(world, |world| {
@@ -147,12 +154,19 @@ fn at_servers(world: &mut World, step: &Step) -> Result<(), String> {
                 })
             })
         }
-        Step::ForgetSource { at } => forget(world, world.index(at)),
+        Step::ForgetSource { at, .. } => forget(world, world.index(at)),
         Step::Follow {
             at,
             source,
             account,
             acknowledge,
+        }
+        | Step::LeadAhead {
+            at,
+            source,
+            account,
+            acknowledge,
+            ..
         } => follow(
             world,
             world.index(at),
@@ -168,6 +182,10 @@ fn at_servers(world: &mut World, step: &Step) -> Result<(), String> {
                     .as_ref()
                     .is_some_and(|link| link.source == source && link.session.is_some())
             })
+        }
+        Step::WaitForAcker { of, .. } => {
+            let of = world.index(of);
+            wait(world, |world| !world.acknowledging_to(of).is_empty())
         }
         Step::SetAcknowledging { at, on } => {
             let at = world.index(at);

@@ -215,10 +215,14 @@ fn after_a_switchover_nothing_is_left_to_do() {
         }
         world.observe();
         world.observe();
+        if world.recorded_master() != Some(target) {
+            // One that was too far behind is undone. Who was led ahead is led back, and that is still to be recorded.
+            rest(&mut world);
+            continue;
+        }
         let left = heal(&world.situation()).sentences();
         assert_eq!(left, Vec::<String>::new(), "seed {seed}: {}", tail(&world));
-        // One that was too far behind is undone, and then too nothing is left.
-        switched += usize::from(world.recorded_master() == Some(target));
+        switched += 1;
     }
     assert!(switched > 50, "{switched}");
 }
