@@ -95,7 +95,9 @@ pub(crate) async fn names(store: &Store) -> Result<Vec<BackupId>, StoreError> {
     Ok(folders.iter().filter_map(|name| name.parse().ok()).collect())
 }
 
-pub(crate) fn manifest_name(id: &BackupId) -> String {
+/// Where a backup's manifest is.
+#[must_use]
+pub fn manifest_name(id: &BackupId) -> String {
     format!("{FOLDER}/{id}/{MANIFEST_NAME}")
 }
 

@@ -3,9 +3,11 @@
 pub mod archive;
 pub mod catalogue;
 pub mod coordinates;
+pub mod fetch;
 pub mod full;
 pub mod manifest;
 pub mod pack;
+pub mod prune;
 pub mod replay;
 pub mod restore;
 pub mod store;

@@ -13,11 +13,13 @@ mod clone;
 mod fetch_increment;
 mod full_backup;
 mod journal;
+mod keep;
 pub(crate) mod mariadb_backup;
 mod progress;
 mod restore_full;
 mod restore_incremental;
 mod throwaway;
+mod verify;
 mod work;
 
 use std::path::PathBuf;

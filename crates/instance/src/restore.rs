@@ -11,7 +11,7 @@
 
 mod choose;
 mod marker;
-mod place;
+pub(crate) mod place;
 mod position;
 
 use std::fs;
@@ -97,7 +97,7 @@ pub(crate) async fn restore(
     place::place(work, chosen).await?;
     let found = tool_coordinates(&config.data_directory)?;
     work.step("preparing", None);
-    place::prepare(work).await?;
+    place::prepare(work, &config.data_directory).await?;
     place::remove_strangers(&config.data_directory)?;
     give(work)?;
     let position = match chosen {

@@ -27,6 +27,7 @@ mod semi_sync;
 mod server;
 mod sessions;
 mod statements;
+mod tables;
 
 pub use accounts::Binlog;
 pub use connection::Row;

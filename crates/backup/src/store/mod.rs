@@ -41,6 +41,8 @@ pub struct Object {
     pub name: String,
     /// In bytes.
     pub length: u64,
+    /// When it was written last, by the store's clock: seconds since 1970 UTC.
+    pub modified_unix_seconds: i64,
 }
 
 /// What became of an object that may be written only once.
@@ -241,8 +243,14 @@ impl Store {
             .list(Some(&prefix))
             .try_filter_map(|meta| {
                 let name = self.name(&meta.location);
-                let length = meta.size;
-                async move { Ok(name.map(|name| Object { name, length })) }
+                let (length, modified_unix_seconds) = (meta.size, meta.last_modified.timestamp());
+                async move {
+                    Ok(name.map(|name| Object {
+                        name,
+                        length,
+                        modified_unix_seconds,
+                    }))
+                }
             })
             .try_collect()
             .await

@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use api::job::Work;
+use backup::prune::Retention;
 
 use super::archive_now::archive_now;
 use super::fetch_increment::fetch_increment;
 use super::full_backup::full_backup;
+use super::keep;
 use super::restore_full::{Wish, restore_full};
 use super::restore_incremental::{Request, restore_incremental};
-use super::{Job, JobError, Outcome, Tools, name};
+use super::verify::verify;
+use super::{Job, JobError, Outcome, Tools};
 
 pub(super) async fn carry_out(tools: &Arc<Tools>, job: &Arc<Job>) -> Result<Outcome, JobError> {
     match job.work().clone() {
@@ -53,9 +56,19 @@ pub(super) async fn carry_out(tools: &Arc<Tools>, job: &Arc<Job>) -> Result<Outc
             )
             .await
         }
-        other => Err(JobError::Refused(format!(
-            "{} is not something that this version can do yet",
-            name(&other)
-        ))),
+        Work::VerifyBackup { backup, restore } => verify(tools, job, backup.as_deref(), restore).await,
+        Work::PruneBackups {
+            keep_count,
+            keep_days,
+            dry_run,
+        } => {
+            let retention = Retention {
+                keep_count,
+                keep_days,
+            };
+            keep::prune(tools, job, retention, dry_run).await
+        }
+        Work::CleanBackups => keep::clean(tools, job).await,
+        Work::FetchFull { backup } => keep::fetch(tools, job, backup.as_deref()).await,
     }
 }

@@ -58,7 +58,7 @@ impl Drop for StopOnDrop {
 ///
 /// # Errors
 /// When the tool fails or does not say that it completed.
-pub(super) async fn prepare(work: &Restoration<'_>) -> anyhow::Result<()> {
+pub(crate) async fn prepare(work: &Restoration<'_>, directory: &Path) -> anyhow::Result<()> {
     let config = work.config;
     if work.binaries.flavor == Flavor::Mysql {
         // A clone is consistent by itself: the server applies its redo log when it starts.
@@ -68,7 +68,7 @@ pub(super) async fn prepare(work: &Restoration<'_>) -> anyhow::Result<()> {
     let log = config.backup_log_directory.join("restore-prepare.log");
     crate::files::remove_durably(&log).with_context(|| format!("remove `{}`", log.display()))?;
     let mut target = std::ffi::OsString::from("--target-dir=");
-    target.push(&config.data_directory);
+    target.push(directory);
     // Half of what the server may use: nobody else is here.
     let use_memory = memory::available(config.memory).bytes / 2;
     let arguments = [
@@ -77,10 +77,9 @@ pub(super) async fn prepare(work: &Restoration<'_>) -> anyhow::Result<()> {
         target,
         format!("--use-memory={use_memory}").into(),
     ];
-    let launcher = work.launcher.bound_to_work_in(&config.data_directory);
+    let launcher = work.launcher.bound_to_work_in(directory);
     if let Some(user) = &work.launcher.user {
-        crate::files::give_tree(&config.data_directory, user.owner)
-            .context("give the files to the server's user")?;
+        crate::files::give_tree(directory, user.owner).context("give the files to the server's user")?;
     }
     let process = launcher.start(&program, &arguments, &log).await?;
     let ended = tokio::select! {
@@ -105,7 +104,7 @@ async fn cancelled(work: &Restoration<'_>) {
 ///
 /// # Errors
 /// When the directory cannot be changed.
-pub(super) fn remove_strangers(data: &Path) -> anyhow::Result<()> {
+pub(crate) fn remove_strangers(data: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(data).with_context(|| format!("look into `{}`", data.display()))? {
         let entry = entry.with_context(|| format!("look into `{}`", data.display()))?;
         let name = entry.file_name();

@@ -14,6 +14,7 @@ mod archive;
 mod backups;
 mod fences;
 mod harness;
+mod keeping;
 mod limits;
 mod notices;
 mod reloads;

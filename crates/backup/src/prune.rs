@@ -1,0 +1,293 @@
+//! Which full backups may go, and what interrupted ones left: decided by a pure function, then removed.
+//!
+//! A backup is kept when any rule keeps it. Without a rule every complete backup is kept. The newest complete backup
+//! is never removed.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use topology::InstanceId;
+
+use crate::catalogue;
+use crate::full::{FOLDER, MANIFEST_NAME, NOTE_NAME, Note};
+use crate::manifest::{BackupId, Manifest};
+use crate::store::{Object, Store, StoreError};
+
+/// What is to be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Retention {
+    /// So many of the newest backups.
+    pub keep_count: Option<u32>,
+    /// Everything that a restore to any moment of so many days needs.
+    pub keep_days: Option<u32>,
+}
+
+/// Another instance's interrupted backup is left alone for so long after anything of it was written: its maker writes
+/// its note again every few minutes, and clocks differ.
+pub const GRACE: Duration = Duration::from_hours(24);
+
+/// What may go.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Prunable {
+    /// Complete backups that no rule keeps, the oldest first.
+    pub backups: Vec<BackupId>,
+    /// What interrupted backups left.
+    pub remains: Vec<BackupId>,
+    /// Bytes of both.
+    pub bytes: u64,
+}
+
+/// A folder below `full/`.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Its name.
+    pub id: BackupId,
+    /// What is in it.
+    pub objects: Vec<Object>,
+    /// The manifest, where there is one that can be read.
+    pub manifest: Option<Manifest>,
+    /// Whether there is a manifest at all.
+    pub complete: bool,
+    /// Who makes it, or made it.
+    pub note: Option<Note>,
+}
+
+/// Reads what there is.
+///
+/// # Errors
+/// When the store fails.
+pub async fn look(store: &Store) -> Result<Vec<Found>, StoreError> {
+    let mut all = Vec::new();
+    for id in catalogue::names(store).await? {
+        let objects = store.list(&format!("{FOLDER}/{id}")).await?;
+        let has = |name: &str| {
+            objects
+                .iter()
+                .any(|object| object.name.ends_with(&format!("/{name}")))
+        };
+        let complete = has(MANIFEST_NAME);
+        let note = if complete || !has(NOTE_NAME) {
+            None
+        } else {
+            match store.get(&format!("{FOLDER}/{id}/{NOTE_NAME}")).await {
+                Ok(text) => serde_json::from_slice(&text).ok(),
+                // It was completed since it was listed.
+                Err(StoreError::NotFound { .. }) => continue,
+                Err(error) => return Err(error),
+            }
+        };
+        let manifest = if complete {
+            catalogue::show(store, &id).await.ok()
+        } else {
+            None
+        };
+        all.push(Found {
+            id,
+            objects,
+            manifest,
+            complete,
+            note,
+        });
+    }
+    Ok(all)
+}
+
+/// Decides. `own` is the instance that asks: it makes no backup itself meanwhile, so what it left is nobody's.
+#[must_use]
+pub fn decide(found: &[Found], retention: Retention, own: &InstanceId, now: Timestamp) -> Prunable {
+    let complete: Vec<&Found> = found.iter().filter(|found| found.complete).collect();
+    // One whose manifest cannot be read is a person's to look at; it keeps nothing and is not removed.
+    let readable: Vec<&Manifest> = complete
+        .iter()
+        .filter_map(|found| found.manifest.as_ref())
+        .collect();
+    let mut keep: BTreeSet<&BackupId> = readable.last().map(|newest| &newest.id).into_iter().collect();
+    if let Some(count) = retention.keep_count {
+        keep.extend(
+            readable
+                .iter()
+                .rev()
+                .take(count as usize)
+                .map(|manifest| &manifest.id),
+        );
+    }
+    if let Some(days) = retention.keep_days {
+        let begins = now - jiff::SignedDuration::from_hours(i64::from(days) * 24);
+        // A moment is restored from the newest backup that had ended before it.
+        let base = readable
+            .iter()
+            .rposition(|manifest| manifest.ended <= begins)
+            .unwrap_or(0);
+        keep.extend(readable[base..].iter().map(|manifest| &manifest.id));
+    }
+    if retention == Retention::default() {
+        keep.extend(readable.iter().map(|manifest| &manifest.id));
+    }
+    let mut prunable = Prunable::default();
+    for found in found {
+        let goes = if found.complete {
+            found.manifest.is_some() && !keep.contains(&found.id)
+        } else {
+            is_remains(found, own, now)
+        };
+        if goes {
+            prunable.bytes += found.objects.iter().map(|object| object.length).sum::<u64>();
+            let list = if found.complete {
+                &mut prunable.backups
+            } else {
+                &mut prunable.remains
+            };
+            list.push(found.id.clone());
+        }
+    }
+    prunable
+}
+
+/// Whether nobody is making this backup any more.
+fn is_remains(found: &Found, own: &InstanceId, now: Timestamp) -> bool {
+    if found.note.as_ref().is_some_and(|note| note.instance == *own) {
+        return true;
+    }
+    let newest = found
+        .objects
+        .iter()
+        .map(|object| object.modified_unix_seconds)
+        .max();
+    let grace = i64::try_from(GRACE.as_secs()).unwrap_or(i64::MAX);
+    newest.is_none_or(|newest| newest.saturating_add(grace) < now.as_second())
+}
+
+/// Removes a backup: first its manifest, so that it is none, then the rest, the note last.
+///
+/// # Errors
+/// When the store fails. It is safe to try again.
+pub async fn remove(store: &Store, id: &BackupId) -> Result<(), StoreError> {
+    let manifest = format!("{FOLDER}/{id}/{MANIFEST_NAME}");
+    let note = format!("{FOLDER}/{id}/{NOTE_NAME}");
+    store.delete(&manifest).await?;
+    for object in store.list(&format!("{FOLDER}/{id}")).await? {
+        if object.name != note {
+            store.delete(&object.name).await?;
+        }
+    }
+    store.delete(&note).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::{BackupPosition, Packing, Source, Tool};
+    use topology::gtid::Transactions;
+    use topology::{Flavor, ServerId, Version};
+
+    const NOW: &str = "2026-11-22T03:00:00Z";
+
+    fn found(day: u32, complete: bool, note: Option<&str>) -> Found {
+        let id: BackupId = format!("2026_11_{day:02}_01_00_00_bak").parse().unwrap();
+        let time: Timestamp = format!("2026-11-{day:02}T01:00:00Z").parse().unwrap();
+        let manifest = complete.then(|| Manifest {
+            format: 1,
+            id: id.clone(),
+            cluster: "00000000-0000-4000-8000-000000000001".parse().unwrap(),
+            source: Source {
+                instance: "a".parse().unwrap(),
+                incarnation: "00000000-0000-4000-8000-000000000002".parse().unwrap(),
+                server_id: ServerId(1),
+                server_uuid: None,
+                flavor: Flavor::Mariadb,
+                version: Version {
+                    major: 10,
+                    minor: 11,
+                    patch: 19,
+                },
+            },
+            started: time,
+            ended: time,
+            position: BackupPosition {
+                binlog_file: "binlog.000001".to_owned(),
+                binlog_offset: 4,
+                gtid: String::new(),
+                transactions: Transactions::parse_mariadb("", "").unwrap(),
+            },
+            tool: Tool {
+                name: String::new(),
+                version: String::new(),
+                options: Vec::new(),
+            },
+            packing: Packing::Zstd { level: 1 },
+            segments: Vec::new(),
+            files: Vec::new(),
+        });
+        Found {
+            objects: vec![Object {
+                name: format!("full/{id}/0001.xbstream.zst"),
+                length: 10,
+                modified_unix_seconds: time.as_second(),
+            }],
+            note: note.map(|instance| Note {
+                format: 1,
+                instance: instance.parse().unwrap(),
+                job: "j".to_owned(),
+                written: time,
+            }),
+            id,
+            manifest,
+            complete,
+        }
+    }
+
+    fn days(ids: &[BackupId]) -> Vec<u32> {
+        ids.iter().map(|id| id.as_str()[8..10].parse().unwrap()).collect()
+    }
+
+    fn pruned(all: &[Found], keep_count: Option<u32>, keep_days: Option<u32>) -> Vec<u32> {
+        let retention = Retention {
+            keep_count,
+            keep_days,
+        };
+        days(&decide(all, retention, &"a".parse().unwrap(), NOW.parse().unwrap()).backups)
+    }
+
+    #[test]
+    fn what_any_rule_keeps_is_kept() {
+        let all: Vec<Found> = [10, 14, 18, 20, 22].map(|day| found(day, true, None)).to_vec();
+        assert_eq!(pruned(&all, None, None), [0; 0]);
+        assert_eq!(pruned(&all, Some(2), None), [10, 14, 18]);
+        // Three days back is the 19th: it is restored from the backup of the 18th.
+        assert_eq!(pruned(&all, None, Some(3)), [10, 14]);
+        assert_eq!(pruned(&all, Some(1), Some(3)), [10, 14]);
+        assert_eq!(pruned(&all, Some(4), Some(3)), [10]);
+        assert_eq!(pruned(&all, Some(0), Some(0)), [10, 14, 18, 20]);
+        // A window longer than the history.
+        assert_eq!(pruned(&all, None, Some(100)), [0; 0]);
+    }
+
+    #[test]
+    fn a_damaged_newest_backup_does_not_cost_the_last_good_one() {
+        let mut all: Vec<Found> = [20, 21, 22].map(|day| found(day, true, None)).to_vec();
+        all[2].manifest = None;
+        assert_eq!(pruned(&all, Some(1), None), [20]);
+    }
+
+    #[test]
+    fn what_is_being_made_is_left_alone() {
+        let all = [
+            found(20, false, Some("b")),
+            found(21, false, None),
+            found(22, false, Some("b")),
+            found(22, false, Some("a")),
+        ];
+        let prunable = decide(
+            &all,
+            Retention::default(),
+            &"a".parse().unwrap(),
+            NOW.parse().unwrap(),
+        );
+        // A day old, whoever made it; or this instance's own, which makes none now.
+        assert_eq!(days(&prunable.remains), [20, 21, 22]);
+        assert_eq!(prunable.remains[2], all[3].id);
+        assert_eq!(prunable.bytes, 30);
+    }
+}

@@ -1,0 +1,195 @@
+//! What is kept where: old backups removed from the store, a backup fetched from it, the local directory emptied.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use backup::archive::{self, Index};
+use backup::catalogue::{self, CatalogueError};
+use backup::manifest::{BackupId, Manifest};
+use backup::prune::{self, Prunable, Retention};
+use backup::restore::local_store;
+use backup::store::Store;
+use jiff::Timestamp;
+use serde_json::json;
+use tokio::runtime::Handle;
+
+use super::{Job, JobError, Outcome, Tools};
+
+/// The store, which must be configured.
+pub(super) fn store(tools: &Tools) -> Result<Store, JobError> {
+    let store = tools
+        .config
+        .store()
+        .map_err(|error| JobError::Refused(error.to_string()))?;
+    store.ok_or_else(|| {
+        JobError::Refused("no backup_store is configured at this instance; see etc/instance.toml".to_owned())
+    })
+}
+
+/// A named backup of the store, or its newest.
+pub(super) async fn find(store: &Store, name: Option<&str>) -> Result<Manifest, JobError> {
+    let found = match name {
+        None => catalogue::newest(store).await,
+        Some(name) => {
+            let id: BackupId = name
+                .parse()
+                .map_err(|error: backup::manifest::ParseBackupIdError| {
+                    JobError::Refused(error.to_string())
+                })?;
+            catalogue::show(store, &id).await
+        }
+    };
+    found.map_err(|error| match error {
+        CatalogueError::Store(error) => JobError::Failed(error.into()),
+        other => JobError::Refused(other.to_string()),
+    })
+}
+
+/// Removes what no rule keeps, what interrupted backups left, and the binlogs before the oldest backup that is kept.
+pub(super) async fn prune(
+    tools: &Tools,
+    job: &Job,
+    retention: Retention,
+    dry_run: bool,
+) -> Result<Outcome, JobError> {
+    let store = store(tools)?;
+    job.step("looking", None);
+    let found = prune::look(&store).await?;
+    for damaged in found
+        .iter()
+        .filter(|found| found.complete && found.manifest.is_none())
+    {
+        job.warn(format!(
+            "the manifest of {} cannot be read; look at it, it is not removed",
+            damaged.id
+        ));
+    }
+    let prunable = prune::decide(&found, retention, &tools.config.id, Timestamp::now());
+    let oldest = found
+        .iter()
+        .filter(|found| !prunable.backups.contains(&found.id))
+        .find_map(|found| found.manifest.as_ref());
+    // Without a rule nothing that is complete goes, and so no binlog does.
+    let segments = match oldest {
+        Some(oldest) if retention != Retention::default() => {
+            let index = Index::load(&store).await?;
+            archive::unneeded(&index, &oldest.position.transactions)
+        }
+        _ => Vec::new(),
+    };
+    if !dry_run {
+        job.step("removing", None);
+        for id in prunable.backups.iter().chain(&prunable.remains) {
+            prune::remove(&store, id).await?;
+            tracing::info!("removed {id} from the backup store");
+        }
+        for segment in &segments {
+            archive::remove(&store, segment).await?;
+        }
+    }
+    Ok(pruned(&prunable, segments.len(), dry_run))
+}
+
+fn pruned(prunable: &Prunable, segments: usize, dry_run: bool) -> Outcome {
+    let would = if dry_run { "would remove" } else { "removed" };
+    Outcome {
+        sentence: format!(
+            "{would} {} backups, what {} interrupted ones left ({} MiB together), and {segments} segments of binlogs",
+            prunable.backups.len(),
+            prunable.remains.len(),
+            prunable.bytes >> 20
+        ),
+        result: Some(json!({
+            "backups": prunable.backups,
+            "remains": prunable.remains,
+            "bytes": prunable.bytes,
+            "binlog_segments": segments,
+            "dry_run": dry_run,
+        })),
+    }
+}
+
+/// Brings a backup from the store into the local backup directory.
+pub(super) async fn fetch(tools: &Tools, job: &Arc<Job>, name: Option<&str>) -> Result<Outcome, JobError> {
+    let store = store(tools)?;
+    let manifest = find(&store, name).await?;
+    let local = local_store(&tools.config.backup_directory)?;
+    let total = manifest.segments.iter().map(|segment| segment.length).sum();
+    let free = crate::report::disk(&tools.config.backup_directory);
+    if free.total_bytes > 0 && free.free_bytes < total {
+        return Err(JobError::Refused(format!(
+            "{} has {} MiB, and `{}` has room for {} MiB",
+            manifest.id,
+            total >> 20,
+            tools.config.backup_directory.display(),
+            free.free_bytes >> 20
+        )));
+    }
+    job.step("fetching", Some(total));
+    let id = manifest.id.clone();
+    let (handle, job) = (Handle::current(), Arc::clone(job));
+    let fetched = tokio::task::spawn_blocking(move || {
+        backup::fetch::fetch(&store, &local, &manifest, &handle, job.stop(), |bytes| {
+            job.done(bytes);
+        })
+    });
+    fetched.await.context("fetch the backup")??;
+    Ok(Outcome {
+        sentence: format!("{id} is in `{}`", tools.config.backup_directory.display()),
+        result: Some(json!({ "backup": id, "bytes": total })),
+    })
+}
+
+/// Empties the local backup directory of what is elsewhere: backups that the store has, binlogs that were fetched from
+/// it, and single files, which whoever asks has taken over. What only this directory has stays.
+pub(super) async fn clean(tools: &Tools, job: &Job) -> Result<Outcome, JobError> {
+    let directory = &tools.config.backup_directory;
+    let local = local_store(directory)?;
+    let mut removed = Vec::new();
+    let own = catalogue::list(&local).await?;
+    if !own.is_empty() {
+        let store = store(tools)?;
+        for entry in own {
+            let name = catalogue::manifest_name(&entry.id);
+            let same = match (local.get(&name).await, store.get(&name).await) {
+                (Ok(ours), Ok(theirs)) => ours == theirs,
+                _ => false,
+            };
+            if same {
+                prune::remove(&local, &entry.id).await?;
+                remove_folder(&directory.join(backup::full::FOLDER).join(entry.id.as_str()))?;
+                removed.push(entry.id.to_string());
+            } else {
+                job.warn(format!(
+                    "{} is not in the backup store as it is here; it stays",
+                    entry.id
+                ));
+            }
+        }
+    }
+    for entry in fs::read_dir(directory).with_context(|| format!("look into `{}`", directory.display()))? {
+        let entry = entry.with_context(|| format!("look into `{}`", directory.display()))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.contains("_bak.tar.gz") && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            fs::remove_file(entry.path()).with_context(|| format!("remove `{}`", entry.path().display()))?;
+            removed.push(name);
+        }
+    }
+    remove_folder(&directory.join("binlog"))?;
+    Ok(Outcome {
+        sentence: format!("removed {} backups from `{}`", removed.len(), directory.display()),
+        result: Some(json!({ "removed": removed })),
+    })
+}
+
+fn remove_folder(folder: &Path) -> anyhow::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove `{}`", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
