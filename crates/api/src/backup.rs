@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use topology::{Flavor, Incarnation, InstanceId, OperationId, Role, Version};
 
+use crate::archive::ArchiveWindow;
 use crate::job::{Archive, Target};
 
 /// `GET /api/v1/backups`.
@@ -18,6 +19,9 @@ pub struct BackupsDocument {
     pub read: Option<String>,
     /// Why the list cannot be had or is old; empty when it is as it should be.
     pub problem: String,
+    /// What can be restored, as the agent that archives says; `None`: nobody does, or it was not looked at yet.
+    #[serde(default)]
+    pub window: Option<ArchiveWindow>,
     /// What the monitor does by itself, and when.
     pub schedules: Vec<ScheduleDocument>,
     /// How the newest work of each kind ended, by kind.

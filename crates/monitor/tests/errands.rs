@@ -468,3 +468,98 @@ async fn what_is_due_and_cannot_be_begun_says_what_it_waits_for() {
         .await;
     monitor.stop().await;
 }
+
+#[tokio::test]
+async fn measurements_go_to_carbon_line_by_line() {
+    use tokio::io::AsyncReadExt as _;
+    let directory = tempfile::tempdir().unwrap();
+    let address = format!("127.0.0.1:{}", free_port());
+    let agent = FakeAgent::start("one", &address).await;
+    let carbon = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let section = format!(
+        "graphite = {{ address = \"{}\", prefix = \"lain_local.mysql-service\", interval_seconds = 1 }}",
+        carbon.local_addr().unwrap()
+    );
+    let monitor = Monitor::start(directory.path(), &address, &agent, &section).await;
+    let id = monitor.backup().await.unwrap();
+    let job = agent.only_job().await;
+    agent.end(&job.id, JobState::Done, "done", Some(333));
+    monitor.ended(&id).await;
+    // A round is a connection; one that is under way may have been made before the end.
+    let wanted = ["one.Alive 0", "one.Full_backup 1", "one.Full_backup_bytes 333"];
+    let end = tokio::time::Instant::now() + LIMIT;
+    loop {
+        let (mut stream, _) = tokio::time::timeout(LIMIT, carbon.accept())
+            .await
+            .expect("a round comes")
+            .unwrap();
+        let mut round = String::new();
+        stream.read_to_string(&mut round).await.unwrap();
+        let lines: Vec<&str> = round.split_terminator('\n').collect();
+        for line in &lines {
+            let parts: Vec<&str> = line.split(' ').collect();
+            assert_eq!(parts.len(), 3, "{line}");
+            assert!(parts[0].starts_with("lain_local.mysql-service.one."), "{line}");
+            let sent: i64 = parts[2].parse().unwrap();
+            assert!((jiff::Timestamp::now().as_second() - sent).abs() < 60, "{line}");
+        }
+        let found = |wanted: &str| lines.iter().any(|line| line.contains(wanted));
+        if wanted.iter().all(|wanted| found(wanted)) {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < end, "not in time: {round}");
+    }
+    monitor.stop().await;
+}
+
+#[tokio::test]
+async fn a_restore_is_alone_with_its_data_and_a_replica_needs_a_master() {
+    let directory = tempfile::tempdir().unwrap();
+    let address = format!("127.0.0.1:{}", free_port());
+    let agent = FakeAgent::start("one", &address).await;
+    let monitor = Monitor::start(directory.path(), &address, &agent, "").await;
+    let request = api::backup::ScaleOutRequest {
+        instance: "one".parse().unwrap(),
+        from: None,
+        discard: None,
+    };
+    let refused = monitor
+        .client
+        .change("/api/v1/scale-out", &request)
+        .await
+        .unwrap_err();
+    let codes = codes(refused);
+    for code in ["no_master", "no_donor", "unreachable"] {
+        assert!(codes.contains(&code.to_owned()), "{code} is not in {codes:?}");
+    }
+    assert!(agent.jobs().is_empty());
+    let restore = api::backup::RestoreRequest::Full {
+        backup: None,
+        discard: Some("3e11fa47-71ca-11e1-9e33-000000000001".parse().unwrap()),
+        foreign_cluster: false,
+        dry_run: false,
+    };
+    let Answer::Accepted(id) = monitor
+        .client
+        .change("/api/v1/instances/one/restore", &restore)
+        .await
+        .unwrap()
+    else {
+        panic!("it was only planned");
+    };
+    let job = agent.only_job().await;
+    assert!(
+        matches!(&job.work, Work::RestoreFull { discard: Some(_), .. }),
+        "{job:?}"
+    );
+    // Nothing else is done to that data meanwhile.
+    let second = monitor
+        .client
+        .change("/api/v1/instances/one/restore", &restore)
+        .await;
+    assert!(matches!(second, Err(Error::Conflict { .. })), "{second:?}");
+    assert!(matches!(monitor.backup().await, Err(Error::Conflict { .. })));
+    agent.end(&job.id, JobState::Refused, "no backup fits", None);
+    assert_eq!(monitor.ended(&id).await.outcome, "no backup fits");
+    monitor.stop().await;
+}

@@ -339,6 +339,7 @@ impl<S: Store> Controller<S> {
             write.result = Some(result.clone());
             self.write(write).await?;
             self.results.insert(result.kind.clone(), result);
+            self.publish_snapshot();
         }
         self.catalogue.look_again();
         Ok(())

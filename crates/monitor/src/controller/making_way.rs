@@ -126,8 +126,10 @@ impl<S: Store> Controller<S> {
             let mut write = Write::durable();
             write.events.push(event);
             write.result = Some(result.clone());
-            self.write(write).await?;
+            // Who hears of the event may ask for the result at once.
             self.results.insert(result.kind.clone(), result);
+            self.publish_snapshot();
+            self.write(write).await?;
             self.catalogue.look_again();
         }
         self.agents_jobs.insert(at.clone(), jobs);

@@ -137,12 +137,16 @@ fn document(manifest: &Manifest) -> BackupDocument {
         instance: manifest.source.instance.clone(),
         flavor: manifest.source.flavor,
         version: manifest.source.version,
-        started: manifest.started.to_string(),
-        ended: manifest.ended.to_string(),
+        started: whole_seconds(manifest.started),
+        ended: whole_seconds(manifest.ended),
         gtid: manifest.position.gtid.clone(),
         binlog_file: manifest.position.binlog_file.clone(),
         binlog_offset: manifest.position.binlog_offset,
         data_bytes: manifest.files.iter().map(|file| file.length).sum(),
         stored_bytes: manifest.segments.iter().map(|segment| segment.length).sum(),
     }
+}
+
+fn whole_seconds(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

@@ -39,6 +39,13 @@ pub(super) async fn list<S: Store>(State(app): State<Arc<App<S>>>) -> axum::Json
         } else {
             catalogue.problem.clone()
         },
+        window: snapshot
+            .document
+            .instances
+            .iter()
+            .filter_map(|instance| instance.agent.archive.as_ref())
+            .filter(|archive| archive.archiving)
+            .find_map(|archive| archive.window.clone()),
         schedules: snapshot.backups.schedules.clone(),
         results: snapshot.backups.results.clone(),
     })

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use api::archive::ArchiveWindow;
 use api::backup::{
     BackupDocument, BackupKind, BackupRequest, BackupsDocument, CleanRequest, PruneRequest, ResultDocument,
     VerifyRequest,
@@ -262,6 +263,10 @@ fn render(document: &BackupsDocument, now: Timestamp, style: Style) -> String {
         text.push_str(&style.yellow(&document.problem));
         text.push('\n');
     }
+    if let Some(window) = &document.window {
+        text.push('\n');
+        text.push_str(&restorable(window, style));
+    }
     if !document.schedules.is_empty() {
         text.push('\n');
         text.push_str(&schedules(document, style));
@@ -269,6 +274,33 @@ fn render(document: &BackupsDocument, now: Timestamp, style: Style) -> String {
     if !document.results.is_empty() {
         text.push('\n');
         text.push_str(&results(&document.results, now, style));
+    }
+    text
+}
+
+/// The restorable window: from, to, and what is missing in between.
+fn restorable(window: &ArchiveWindow, style: Style) -> String {
+    let time = |microseconds: u64| {
+        let time = i64::try_from(microseconds)
+            .ok()
+            .and_then(|time| Timestamp::from_microsecond(time).ok());
+        time.map_or_else(
+            || "?".to_owned(),
+            |time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        )
+    };
+    let mut text = match (window.from_unix_microseconds, window.to_unix_microseconds) {
+        (Some(from), Some(to)) => format!("Restorable: from {} to {}\n", time(from), time(to)),
+        (None, _) => "Restorable: nothing, since there is no full backup\n".to_owned(),
+        (Some(from), None) => format!("Restorable: {}, and nothing after it\n", time(from)),
+    };
+    for missing in &window.missing {
+        let after = missing
+            .after_unix_microseconds
+            .map(|after| format!(", after {}", time(after)));
+        let line = format!("missing: {}{}", missing.transactions, after.unwrap_or_default());
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {}", style.red(&line));
     }
     text
 }
@@ -346,7 +378,7 @@ fn seconds_between(start: &str, end: &str) -> Option<i64> {
 }
 
 /// An age for people, in whole units.
-fn ago(time: &str, now: Timestamp) -> String {
+pub(super) fn ago(time: &str, now: Timestamp) -> String {
     let Some(seconds) = seconds_between(time, &now.to_string()) else {
         return time.to_owned();
     };
@@ -373,6 +405,7 @@ fn shortened(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use api::archive::MissingTransactions;
     use api::backup::ScheduleDocument;
     use topology::{Flavor, Version};
 
@@ -395,6 +428,15 @@ mod tests {
             }],
             read: None,
             problem: String::new(),
+            window: Some(ArchiveWindow {
+                from_unix_microseconds: Some(1_795_320_012_000_000),
+                to_unix_microseconds: Some(1_795_323_600_000_000),
+                missing: vec![MissingTransactions {
+                    transactions: "0-1-17".to_owned(),
+                    after_unix_microseconds: None,
+                    before_unix_microseconds: None,
+                }],
+            }),
             schedules: vec![ScheduleDocument {
                 name: "full".to_owned(),
                 cron: "0 3 * * *".to_owned(),
@@ -425,6 +467,8 @@ mod tests {
             "| 2026_11_22_03_00_00_bak | mysql-server-2 | 2 h ago | 12 s | 5.00 GiB | 1.00 GiB | 10.11.19 | 0-1-4711 |",
             "| full | 0 3 * * * | 2026-11-23T03:00:00Z | -   | -         |",
             "| full_backup | mysql-server-2 | 60 min ago | 7 s  | failed: the store is full |",
+            "Restorable: from 2026-11-22T04:00:12Z to 2026-11-22T05:00:00Z",
+            "missing: 0-1-17",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }

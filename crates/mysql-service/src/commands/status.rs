@@ -90,7 +90,8 @@ pub(crate) fn render(cluster: &ClusterDocument, style: Style) -> String {
         let _ = writeln!(text, "\nRunning: {}: {}{progress}", work.operation, work.title);
     }
     if let Some(newest) = &cluster.newest_backup {
-        let _ = writeln!(text, "\nNewest full backup: {newest}");
+        let age = super::backup::ago(newest, jiff::Timestamp::now());
+        let _ = writeln!(text, "\nNewest full backup: {newest} ({age})");
     }
     text
 }

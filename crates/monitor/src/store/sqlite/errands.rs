@@ -48,11 +48,10 @@ pub(super) fn in_progress(connection: &Connection) -> Result<Vec<Stored>, StoreE
         .map_err(sql)?;
     rows.map(|row| {
         let (operation, format, document) = row.map_err(sql)?;
-        let errand = if format == ERRAND_FORMAT {
-            Some(read("errand", &document)?)
-        } else {
-            None
-        };
+        // One that another version wrote, with work that this one does not know, is not gone on with.
+        let errand = (format == ERRAND_FORMAT)
+            .then(|| read("errand", &document).ok())
+            .flatten();
         Ok((operation.parse().map_err(malformed("operation id"))?, errand))
     })
     .collect()
