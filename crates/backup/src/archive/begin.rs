@@ -141,25 +141,28 @@ async fn follows(server: &ArchivedServer, file: &str, last: &ArchivedFile) -> Re
     })
 }
 
-/// The newest file before which nothing is missing, else the oldest there is.
+/// The newest file before which nothing more is missing than before the oldest one, which nobody can mend here.
 async fn begin_line(
     server: &ArchivedServer,
     line: &Source,
     files: &[(String, u64)],
     known: &Coverage,
 ) -> Result<Composer, ArchiveError> {
-    let mut begin = None;
-    for (name, _) in files.iter().rev() {
-        begin = Some(name);
-        let previous = head(server, name).await?.previous;
-        if previous.is_some_and(|previous| known.missing_before(&previous).is_empty() && !known.is_empty()) {
-            break;
+    let Some(((oldest, _), later)) = files.split_first() else {
+        return Err(Error::Unexpected("the server has no binlog".to_owned()).into());
+    };
+    let mut begin = oldest;
+    if !known.is_empty() {
+        let missing = |head: Head| head.previous.map(|previous| known.missing_before(&previous));
+        let before_all = missing(head(server, oldest).await?);
+        for (name, _) in later.iter().rev() {
+            if missing(head(server, name).await?) == before_all {
+                begin = name;
+                break;
+            }
         }
     }
-    match begin {
-        Some(name) => Ok(Composer::new(line.clone(), server.flavor, name)),
-        None => Err(Error::Unexpected("the server has no binlog".to_owned()).into()),
-    }
+    Ok(Composer::new(line.clone(), server.flavor, begin))
 }
 
 /// What was logged before a file of the server.

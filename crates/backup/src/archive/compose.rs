@@ -62,6 +62,26 @@ pub struct Cut {
     pub object: Vec<u8>,
 }
 
+/// A segment before its bytes are compressed.
+#[derive(Debug, Clone)]
+pub struct Uncompressed {
+    segment: Segment,
+    raw: Vec<u8>,
+}
+
+impl Uncompressed {
+    /// The segment and its object. Takes some milliseconds for each MiB.
+    ///
+    /// # Errors
+    /// When compression fails.
+    pub fn compress(self) -> std::io::Result<Cut> {
+        let Self { mut segment, raw } = self;
+        let (blocks, object) = compress(&raw)?;
+        segment.blocks = blocks;
+        Ok(Cut { segment, object })
+    }
+}
+
 /// Where an archiver goes on in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resume {
@@ -292,16 +312,19 @@ impl Composer {
     /// # Errors
     /// When compression fails.
     pub fn cut(&mut self) -> std::io::Result<Option<Cut>> {
-        let Some(file_format) = self.file_format.clone() else {
-            return Ok(None);
-        };
+        self.take().map(Uncompressed::compress).transpose()
+    }
+
+    /// The same, not yet compressed: that takes time.
+    pub fn take(&mut self) -> Option<Uncompressed> {
+        let file_format = self.file_format.clone()?;
         let ahead = |mark: &&Mark| mark.end > self.first;
         let mark = match self.between_transactions.as_ref().filter(ahead) {
             Some(mark) => mark.clone(),
-            None if !self.is_full() && !self.closed => return Ok(None),
+            None if !self.is_full() && !self.closed => return None,
             None => match self.between_events.as_ref().filter(ahead) {
                 Some(mark) => mark.clone(),
-                None if !self.is_full() => return Ok(None),
+                None if !self.is_full() => return None,
                 None => Mark {
                     end: self.first + self.pending.len() as u64,
                     resume: ResumePoint {
@@ -321,12 +344,11 @@ impl Composer {
             && !self.is_full()
             && !self.closed
         {
-            return Ok(None);
+            return None;
         }
         let length = usize::try_from(mark.end - self.first).unwrap_or(usize::MAX);
         let rest = self.pending.split_off(length.min(self.pending.len()));
-        let mut raw = std::mem::replace(&mut self.pending, rest);
-        let (blocks, object) = compress(raw.make_contiguous())?;
+        let raw = Vec::from(std::mem::replace(&mut self.pending, rest));
         let segment = Segment {
             format: SEGMENT_FORMAT,
             source: self.source.clone(),
@@ -334,7 +356,7 @@ impl Composer {
             file: self.file.clone(),
             first: self.first,
             end: mark.end,
-            blocks,
+            blocks: Vec::new(),
             file_format,
             previous: self.previous.take().filter(|_| self.first == 0),
             transactions: self.collector.take(self.flavor),
@@ -347,7 +369,7 @@ impl Composer {
             compacted: false,
         };
         self.first = mark.end;
-        Ok(Some(Cut { segment, object }))
+        Some(Uncompressed { segment, raw })
     }
 }
 

@@ -39,7 +39,7 @@ mod source;
 
 pub use begin::{ArchivedServer, previous_of};
 pub use compact::{CompactError, Compaction, compact, superseded, worth_compacting};
-pub use compose::{ComposeError, Composer, Cut, Resume};
+pub use compose::{ComposeError, Composer, Cut, Resume, Uncompressed};
 pub use deposit::{DepositError, deposit};
 pub use history::{Base, Coverage, Hole, Window, coverage, covered, holes, window};
 pub use index::{ArchivedFile, Index, file_number, lost_objects};

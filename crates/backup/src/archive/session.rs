@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::begin::{ArchivedServer, DEADLINE, begin};
 use super::compose::ComposeError;
-use super::{Base, Composer, Cut, DepositError, Index, Segment, Source, deposit};
+use super::{Base, Composer, Cut, DepositError, Index, Segment, Source, Uncompressed, deposit};
 use crate::store::{Store, StoreError};
 
 /// How an archiver is doing.
@@ -178,7 +178,7 @@ struct Archiver<'a> {
     progress: &'a watch::Sender<Progress>,
     /// The file that is being received is the last one; those before have something left to store.
     composers: VecDeque<Composer>,
-    depositing: Option<JoinHandle<Result<Segment, DepositError>>>,
+    depositing: Option<JoinHandle<Result<Segment, ArchiveError>>>,
     /// Since when there is something to store.
     waiting_since: Option<Instant>,
 }
@@ -190,7 +190,7 @@ impl Archiver<'_> {
         stop: &mut watch::Receiver<bool>,
     ) -> Result<(), ArchiveError> {
         loop {
-            self.deposit_next()?;
+            self.deposit_next();
             let room = self.backlog() < LARGEST_BACKLOG_BYTES;
             let gathered = self.gathered_at();
             tokio::select! {
@@ -213,7 +213,7 @@ impl Archiver<'_> {
                 let stored = finished(&mut self.depositing).await?;
                 self.stored(stored);
             }
-            match self.next_cut()? {
+            match self.next_cut() {
                 Some(cut) => self.begin_deposit(cut),
                 None => return Ok(()),
             }
@@ -292,35 +292,32 @@ impl Archiver<'_> {
     }
 
     /// Begins to store what is due.
-    fn deposit_next(&mut self) -> Result<(), ArchiveError> {
+    fn deposit_next(&mut self) {
         let full = self.backlog() >= LARGEST_BACKLOG_BYTES / 4 || self.composers.len() > 1;
         let due = full || self.gathered_at().is_some_and(|due| due <= Instant::now());
         if self.depositing.is_some() || !due {
-            return Ok(());
+            return;
         }
-        if let Some(cut) = self.next_cut()? {
+        if let Some(cut) = self.next_cut() {
             self.begin_deposit(cut);
         }
-        Ok(())
     }
 
-    fn next_cut(&mut self) -> Result<Option<Cut>, ArchiveError> {
+    fn next_cut(&mut self) -> Option<Uncompressed> {
         loop {
             let several = self.composers.len() > 1;
-            let Some(composer) = self.composers.front_mut() else {
-                return Ok(None);
-            };
-            if let Some(cut) = composer.cut().map_err(ArchiveError::Compress)? {
-                return Ok(Some(cut));
+            let composer = self.composers.front_mut()?;
+            if let Some(cut) = composer.take() {
+                return Some(cut);
             }
             if !several {
-                return Ok(None);
+                return None;
             }
             self.composers.pop_front();
         }
     }
 
-    fn begin_deposit(&mut self, cut: Cut) {
+    fn begin_deposit(&mut self, cut: Uncompressed) {
         // What came while this was gathered waits from now on.
         let waiting_since = self.waiting_since;
         self.waiting_since = self.has_something().then(Instant::now);
@@ -328,7 +325,13 @@ impl Archiver<'_> {
             .send_modify(|progress| progress.waiting_since = waiting_since);
         let (store, progress) = (self.store.clone(), self.progress.clone());
         self.depositing = Some(tokio::spawn(async move {
-            store_at_last(&store, &cut, &progress).await.map(|()| cut.segment)
+            let compressed = tokio::task::spawn_blocking(|| cut.compress()).await;
+            let cut = match compressed {
+                Ok(compressed) => compressed.map_err(ArchiveError::Compress)?,
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            };
+            store_at_last(&store, &cut, &progress).await?;
+            Ok(cut.segment)
         }));
     }
 
@@ -397,8 +400,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 async fn finished(
-    depositing: &mut Option<JoinHandle<Result<Segment, DepositError>>>,
-) -> Result<Segment, DepositError> {
+    depositing: &mut Option<JoinHandle<Result<Segment, ArchiveError>>>,
+) -> Result<Segment, ArchiveError> {
     let Some(task) = depositing else {
         return std::future::pending().await;
     };

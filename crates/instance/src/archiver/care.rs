@@ -14,6 +14,9 @@ use super::{Parts, bases};
 /// A hole is told within a minute.
 const PERIOD: Duration = Duration::from_secs(20);
 
+/// So many holes are told; with more of them nobody needs the rest.
+const MOST_HOLES: usize = 20;
+
 pub(super) async fn keep_caring(parts: Parts, store: Store) {
     let mut index = Index::default();
     let mut rounds: u64 = 0;
@@ -54,12 +57,12 @@ async fn look(parts: &Parts, store: &Store, index: &mut Index) -> Result<(), Sto
         problems.push(format!("{name} in the binlog archive cannot be used: {reason}"));
     }
     let found = window(&there, &bases);
-    problems.extend(found.holes.iter().map(sentence));
+    problems.extend(found.holes.iter().take(MOST_HOLES).map(sentence));
     problems.extend(resets(&there, &bases));
     let window = ArchiveWindow {
         from_unix_microseconds: found.from,
         to_unix_microseconds: found.to,
-        missing: found.holes.into_iter().map(missing).collect(),
+        missing: found.holes.into_iter().take(MOST_HOLES).map(missing).collect(),
     };
     parts.report.send_modify(|state| {
         for problem in problems.iter().filter(|problem| !state.care.contains(problem)) {

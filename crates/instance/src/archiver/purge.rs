@@ -5,7 +5,7 @@
 use std::time::{Duration, SystemTime};
 
 use api::archive::ArchiveOrder;
-use backup::archive::{Index, covered, previous_of};
+use backup::archive::{ArchivedServer, Index, covered, previous_of};
 use backup::store::Store;
 use mysql_client::binlog::PreviousGtids;
 use mysql_client::{Endpoint, Server};
@@ -70,6 +70,11 @@ async fn purge(parts: &Parts, store: &Store, index: &mut Index) -> anyhow::Resul
         let bases = bases(store).await?;
         let identity = parts.snapshot.borrow().identity.clone();
         let reader = identity.map(|identity| parts.server(&identity)).transpose()?;
+        // The server would end the archiver's connection for another one of the same id.
+        let reader = reader.map(|reader| ArchivedServer {
+            archiver_id: reader.archiver_id ^ 0x4000_0000,
+            ..reader
+        });
         for file in candidates {
             let Some(reader) = &reader else { break };
             let Some(previous) = previous_of(reader, file).await? else {
