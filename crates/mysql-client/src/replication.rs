@@ -17,10 +17,10 @@ use crate::error::Error;
 use crate::observe::{channel, replication};
 use crate::server::Server;
 use crate::statements::{
-    CHANGE_RECEIVER, CHANGE_SOURCE, FORGET_SOURCE, REPLICATION_STATUS, SELECT_TRANSACTIONS_AT_HAND,
-    SOURCE_HOST, SOURCE_PASSWORD, SOURCE_PORT, SOURCE_SSL, SOURCE_USER, START_APPLIER, START_RECEIVER,
-    START_REPLICATION, STATUS_APPLIED, STATUS_FILE_APPLIED, STATUS_FILE_READ, STATUS_READ, STATUS_RECEIVED,
-    STOP_APPLIER, STOP_RECEIVER, STOP_REPLICATION, Statement, literal,
+    CHANGE_RECEIVER, CHANGE_SOURCE, FORGET_SOURCE, REPLICATION_STATUS, ROTATE_RELAY_LOG,
+    SELECT_TRANSACTIONS_AT_HAND, SOURCE_HOST, SOURCE_PASSWORD, SOURCE_PORT, SOURCE_SSL, SOURCE_USER,
+    START_APPLIER, START_RECEIVER, START_REPLICATION, STATUS_APPLIED, STATUS_FILE_APPLIED, STATUS_FILE_READ,
+    STATUS_READ, STATUS_RECEIVED, STOP_APPLIER, STOP_RECEIVER, STOP_REPLICATION, Statement, literal,
 };
 
 /// The longest single wait inside the server, so that a wait notices a stopped applier soon after.
@@ -48,6 +48,11 @@ impl Server {
     /// Stops the thread that applies, after the transaction at hand.
     pub async fn stop_applier(&mut self) -> Result<(), Error> {
         self.execute_threads(STOP_APPLIER.of(self.flavor)).await
+    }
+
+    /// Begins a new relay log; the ones before it go when they are applied. Nothing is written to the binlog.
+    pub async fn rotate_relay_log(&mut self) -> Result<(), Error> {
+        self.execute_threads(ROTATE_RELAY_LOG.of(self.flavor)).await
     }
 
     /// Starts both threads.

@@ -41,6 +41,7 @@ statements! {
     STOP_APPLIER:        "STOP SLAVE SQL_THREAD"                 | "STOP REPLICA SQL_THREAD";
     START_REPLICATION:   "START SLAVE"                           | "START REPLICA";
     STOP_REPLICATION:    "STOP SLAVE"                            | "STOP REPLICA";
+    ROTATE_RELAY_LOG:    "FLUSH LOCAL RELAY LOGS"                | "FLUSH LOCAL RELAY LOGS";
     FORGET_SOURCE:       "RESET SLAVE ALL"                       | "RESET REPLICA ALL";
     REPLICATION_STATUS:  "SHOW SLAVE STATUS"                     | "SHOW REPLICA STATUS";
     // The transactions that the receiver or the applier is in the middle of; on MariaDB nobody needs to know.

@@ -87,15 +87,18 @@ pub(crate) fn shrink(
 ) -> (Vec<Step>, BTreeSet<InstanceId>) {
     let cluster = situation.cluster;
     let complete = wanted.len() >= WANTED && wanted.iter().all(|id| situation.acknowledges(id));
+    let relieved = wanted.iter().any(|id| situation.acknowledges(id));
     let mut steps = Vec::new();
     let mut released = BTreeSet::new();
     for id in cluster.ackers.difference(touched) {
         let Some(member) = situation.member(id) else {
             continue;
         };
-        let must_go = !member.active || cluster.durability == Durability::Async;
+        let broken = relieved && is_broken(situation, id);
+        let must_go = broken || !member.active || cluster.durability == Durability::Async;
         if (must_go || (complete && !wanted.contains(id)))
-            && let Some(release) = release(situation, id, member)
+            && let Some(release) =
+                release(situation, id, member).or_else(|| shut_out(situation, id, member).filter(|_| broken))
         {
             steps.extend(release);
             released.insert(id.clone());
@@ -104,15 +107,32 @@ pub(crate) fn shrink(
     (steps, released)
 }
 
+/// Whether what an acker acknowledges is of no use: it has diverged, or its applier broke, and it could not become
+/// the master with it.
+fn is_broken(situation: &Situation<'_>, id: &InstanceId) -> bool {
+    let applier_error = situation
+        .trusted(id)
+        .and_then(|seen| seen.replication.as_ref())
+        .is_some_and(|replication| !replication.applier_error.is_empty());
+    applier_error || matches!(situation.judge(id), Judgement::Errant(_))
+}
+
+/// The steps that shut `id` out at the master, after which it is no acker: what it received stays where it is.
+fn shut_out(situation: &Situation<'_>, id: &InstanceId, member: &Member) -> Option<Vec<Step>> {
+    let mut steps = fence(situation, id, member)?;
+    steps.push(Step::Record {
+        change: Change::RemoveAcker { instance: id.clone() },
+    });
+    Some(steps)
+}
+
 /// The steps after which `id` provably cannot acknowledge and is no acker; `None` when there are none.
 pub(crate) fn release(situation: &Situation<'_>, id: &InstanceId, member: &Member) -> Option<Vec<Step>> {
     let remove = Step::Record {
         change: Change::RemoveAcker { instance: id.clone() },
     };
     let Some(seen) = situation.trusted(id) else {
-        let mut steps = fence(situation, id, member)?;
-        steps.push(remove);
-        return Some(steps);
+        return shut_out(situation, id, member);
     };
     let silent = !seen.semi_sync.replica_enabled && !seen.semi_sync.replica_active;
     if silent || matches!(situation.source(id), Source::Nobody) {
@@ -135,7 +155,7 @@ pub(crate) fn release(situation: &Situation<'_>, id: &InstanceId, member: &Membe
     ])
 }
 
-/// The steps that shut an unreachable replica out at the master; `None` when the master's agent is silent.
+/// The steps that lock a replica out at the master; `None` when the master's agent is silent.
 fn fence(situation: &Situation<'_>, id: &InstanceId, member: &Member) -> Option<Vec<Step>> {
     let master = situation.master()?;
     let master_writes = situation.trusted(master).is_some_and(|seen| !seen.read_only);

@@ -139,6 +139,8 @@ pub enum Step {
     /// Wait until `of` counts a replica that acknowledges its commits, at most `limit_milliseconds`. Its source side
     /// is on.
     WaitForAcker { of: InstanceId, limit_milliseconds: u64 },
+    /// Begin a new relay log, so that little is left of it to remove when `at` forgets its source.
+    RotateRelayLog { at: InstanceId },
     /// Switch the replica side of semi-sync and restart the receiver alone (the applier goes on, so no relay
     /// log is dropped); read back that it is so.
     SetAcknowledging { at: InstanceId, on: bool },
@@ -342,6 +344,7 @@ impl Step {
             | Self::SetSemiSyncSource { at, .. }
             | Self::WaitUntilApplied { at, .. }
             | Self::WaitUntilNear { at, .. }
+            | Self::RotateRelayLog { at }
             | Self::ForgetSource { at, .. }
             | Self::Follow { at, .. }
             | Self::LeadAhead { at, .. }
@@ -407,6 +410,7 @@ impl Step {
             | Self::PublishRoutes
             | Self::WaitUntilApplied { .. }
             | Self::WaitUntilNear { .. }
+            | Self::RotateRelayLog { .. }
             | Self::WaitUntilAcknowledged { .. }
             | Self::WaitForAcker { .. }
             | Self::WaitUntilFollowing { .. }

@@ -206,6 +206,7 @@ impl Step {
                 )
             }
             Self::UnlockAccount { at, account } => write!(formatter, "unlock {} at {at}", account.user()),
+            Self::RotateRelayLog { at } => write!(formatter, "begin a new relay log at {at}"),
             Self::StopApplying { at } => write!(formatter, "stop applying at {at}"),
             Self::StartApplying { at } => write!(formatter, "start applying at {at}"),
             Self::EnsureReplicationAccount { at, account } => {

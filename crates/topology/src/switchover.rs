@@ -413,6 +413,7 @@ fn before_the_point_of_no_return(
         steps.push(near(acker));
     }
     steps.extend([
+        Step::RotateRelayLog { at: to.clone() },
         Step::DisableEvents { at: from.clone() },
         Step::HoldProxies {
             candidate: to.clone(),

@@ -341,6 +341,17 @@ impl RealWorld {
         result
     }
 
+    pub(crate) async fn rotate_relay_log(&mut self, at: &InstanceId) -> Result<String, Failure> {
+        let mut server = self.server(at).await?;
+        let result = server
+            .rotate_relay_log()
+            .await
+            .map(|()| String::new())
+            .map_err(|error| failure(at, &error));
+        self.keep(at, server, &result);
+        result
+    }
+
     pub(crate) async fn stop_applying(&mut self, at: &InstanceId) -> Result<String, Failure> {
         let mut server = self.server(at).await?;
         let result = async {

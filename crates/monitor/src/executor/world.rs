@@ -194,6 +194,7 @@ impl World for RealWorld {
                 limit_milliseconds,
             } => self.wait_for_acker(of, millis(*limit_milliseconds)).await,
             Step::SetAcknowledging { at, on } => self.set_acknowledging(at, *on).await,
+            Step::RotateRelayLog { at } => self.rotate_relay_log(at).await,
             Step::StopApplying { at } => self.stop_applying(at).await,
             Step::StartApplying { at } => self.start_applying(at).await,
             Step::FenceAccount { at, account } => self.fence_account(at, *account).await,

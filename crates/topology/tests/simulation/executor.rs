@@ -112,7 +112,7 @@ fn at_servers(world: &mut World, step: &Step) -> Result<(), String> {
             world.route = None;
             Ok(())
         }
-        Step::PaceProxies { .. } => Ok(()),
+        Step::PaceProxies { .. } | Step::RotateRelayLog { .. } => Ok(()),
         Step::PublishRoutes => {
             world.route = world.recorded_master().filter(|_| {
                 world
