@@ -10,10 +10,12 @@
 //! | `POST /api/v1/events/disable` | | [`ScheduledEvents`]: those that were enabled; now none is, scheduler off |
 //! | `GET /api/v1/events` | | [`ScheduledEvents`]: those that are enabled now |
 //! | `POST /api/v1/application/ensure` | [`ApplicationRequest`] | `204`: database and user exist, through the binlog |
+//! | `POST /api/v1/first-start` | | `202`: what the agent's environment asks for is begun, or was |
 //! | `POST /api/v1/shutdown` | | `202`: the server is being stopped for good |
 //! | `GET /healthz` (no token) | | `200` when the server answers, else `503` |
 
 use serde::{Deserialize, Serialize};
+use topology::first_start::FirstStartReport;
 use topology::observation::ServerState;
 use topology::{Address, ClusterId, Flavor, Generation, Incarnation, InstanceId, ServerId, Version};
 
@@ -40,6 +42,9 @@ pub struct InstanceReport {
     /// What the data was upgraded from, for a minute after that has ended.
     #[serde(default)]
     pub upgraded_from: Option<Version>,
+    /// How far it is with what its environment asks for at a cluster's first start; `None`: with nothing.
+    #[serde(default)]
+    pub first_start: Option<FirstStartReport>,
     /// The server id of this incarnation.
     pub server_id: Option<ServerId>,
     /// What the server process is doing.

@@ -61,14 +61,11 @@ pub(crate) async fn ensure_application(
     request: &ApplicationRequest,
 ) -> Result<(), AdministerError> {
     let login = Login::new(request.user.clone(), Password::new(request.password.clone()));
-    let database = format!("`{}`", request.database.replace('`', "``"));
-    // In a grant the name is a pattern: `_` and `%` would give rights on other databases too.
-    let pattern = database
-        .replace('\\', "\\\\")
-        .replace('_', "\\_")
-        .replace('%', "\\%");
-    let on = format!("{pattern}.*");
-    let create = format!("CREATE DATABASE IF NOT EXISTS {database}");
+    let on = format!("{}.*", grant_pattern(&request.database));
+    let create = format!(
+        "CREATE DATABASE IF NOT EXISTS {}",
+        quoted_identifier(&request.database)
+    );
     logged(
         sessions,
         &login,
@@ -78,9 +75,22 @@ pub(crate) async fn ensure_application(
     .await
 }
 
+/// A name between backticks.
+pub(crate) fn quoted_identifier(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
+}
+
+/// A database's name as grants want it: there it is a pattern, and `_` and `%` would give rights on others too.
+pub(crate) fn grant_pattern(database: &str) -> String {
+    quoted_identifier(database)
+        .replace('\\', "\\\\")
+        .replace('_', "\\_")
+        .replace('%', "\\%")
+}
+
 /// Why a change that goes through the binlog must not be made now: it would become a transaction that only this
 /// server has, or would wait for nobody.
-async fn objection(guard: &mut Server) -> Result<Option<&'static str>, Error> {
+pub(crate) async fn objection(guard: &mut Server) -> Result<Option<&'static str>, Error> {
     let seen = guard.observe(Depth::Ordinary).await?;
     Ok(if seen.read_only {
         Some("the server is read-only: accounts are made at the master, once it is writable")

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use api::archive::ArchiveOrder;
-use mysql_client::credentials::SecretFile;
+use mysql_client::credentials::{SecretError, SecretFile};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use service_manager::ServiceManager;
@@ -24,6 +24,7 @@ use crate::config::{FlavorChoice, InstanceConfig};
 use crate::data_directory::Contents;
 use crate::driver::{Driver, Ended, Event, Parts};
 use crate::fill::{Filling, bring_about, refill};
+use crate::first_start::{FirstStart, Wishes};
 use crate::heartbeat;
 use crate::http;
 use crate::initialise;
@@ -49,13 +50,8 @@ pub async fn run(
     shutdown: watch::Receiver<bool>,
     reloads: Reloads,
 ) -> anyhow::Result<()> {
-    let (secrets, warnings) = SecretFile::load(config.secret_file.as_deref())?;
-    for warning in warnings {
-        tracing::warn!("{warning}");
-    }
-    secrets.root()?;
-    secrets.repl()?;
-    secrets.dba()?;
+    let secrets = load_secrets(&config)?;
+    let wishes = Wishes::load(&config.first_start_directory, |name| std::env::var_os(name))?;
     let launcher = Launcher::through(
         std::env::current_exe().context("find this program's own file")?,
         config.server_dies_with_agent,
@@ -76,6 +72,7 @@ pub async fn run(
         identity: contents.identity.clone(),
         version: Some(binaries.version),
         upgraded_from: None,
+        first_start: None,
         state: ServerState::Starting,
         detail: String::new(),
         server_pid: None,
@@ -121,6 +118,7 @@ pub async fn run(
         config,
         binaries,
         launcher,
+        wishes,
     };
     let stopping = shutdown.clone();
     let parts = Filling {
@@ -158,14 +156,23 @@ async fn keep_reaping() {
     }
 }
 
+/// The secrets, of which an agent needs three.
+fn load_secrets(config: &InstanceConfig) -> Result<SecretFile, SecretError> {
+    let (secrets, warnings) = SecretFile::load(config.secret_file.as_deref())?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    secrets.root()?;
+    secrets.repl()?;
+    secrets.dba()?;
+    Ok(secrets)
+}
+
 /// Hands what was read again to the driver, with the secrets that go with it.
 async fn take_reloads(mut reloads: Reloads, driver: mpsc::Sender<Event>) {
     while let Some(config) = reloads.recv().await {
-        match SecretFile::load(config.secret_file.as_deref()) {
-            Ok((secrets, warnings)) => {
-                for warning in warnings {
-                    tracing::warn!("{warning}");
-                }
+        match load_secrets(&config) {
+            Ok(secrets) => {
                 // A driver that has ended needs nothing any more.
                 drop(driver.send(Event::Reloaded(Box::new((config, secrets)))).await);
             }
@@ -213,7 +220,9 @@ async fn serve(
                 return Ok(());
             }
         }
+        let first_start = FirstStart::load(starter.wishes.clone(), &starter.config)?;
         let driver = Driver::new(Parts {
+            first_start,
             starter: starter.clone(),
             secrets: parts.secrets.clone(),
             monitors: parts.monitors.to_vec(),

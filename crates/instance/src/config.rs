@@ -96,6 +96,9 @@ pub struct InstanceConfig {
     /// How long a stop waits for commits that wait for an acknowledgement before the server is killed.
     #[serde(default = "stop_grace_seconds")]
     pub stop_grace_seconds: u64,
+    /// Scripts that are run once per cluster, at its first start; it need not be there.
+    #[serde(default = "first_start_directory")]
+    pub first_start_directory: PathBuf,
     /// Free space below which the server is not started, in MiB.
     #[serde(default = "disk_minimum_mebibytes")]
     pub disk_minimum_mebibytes: u64,
@@ -414,6 +417,11 @@ fn slow_log_directory() -> PathBuf {
     "/var/lib/mysql_slow".into()
 }
 
+/// Where the official images look.
+fn first_start_directory() -> PathBuf {
+    "/docker-entrypoint-initdb.d".into()
+}
+
 fn run_directory() -> PathBuf {
     "/run/mysql-service".into()
 }
@@ -519,6 +527,7 @@ mod tests {
             "switchover_before_stop",
             "stop_grace_seconds",
             "disk_minimum_mebibytes",
+            "first_start_directory",
             "backup_store",
             "backup_store_options",
             "restore_from_store",

@@ -491,6 +491,7 @@ mod tests {
             "innodb_redo_log_capacity",
             "temptable_max_ram",
             "performance_schema",
+            "sort_buffer_size",
             "tmp_table_size",
             "max_heap_table_size",
             "table_open_cache",

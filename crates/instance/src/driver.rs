@@ -21,12 +21,14 @@ use mysql_client::credentials::SecretFile;
 use rustix::process::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
+use topology::first_start::FirstStartReport;
 use topology::observation::ServerState;
 use topology::{AccountNumber, Incarnation, Version};
 
 use self::jobs::{Done, administer, answer, ask_for_switchover};
 use crate::config::InstanceConfig;
 use crate::fence::{Closed, Verdict};
+use crate::first_start::{self, FirstStart};
 use crate::identity::Identity;
 use crate::jobs::Job;
 use crate::lifecycle::{self, Decision, Restarts, Wish};
@@ -93,6 +95,7 @@ pub(crate) enum Request {
     EnableEvents(Option<Vec<ScheduledEvent>>),
     DisableEvents,
     EnsureApplication(ApplicationRequest),
+    FirstStart,
     Shutdown,
 }
 
@@ -142,6 +145,7 @@ pub(crate) struct Driver {
     monitors: Vec<Client>,
     identity: Identity,
     notes: Notes,
+    first_start: FirstStart,
     publish: watch::Sender<Snapshot>,
     events: mpsc::Receiver<Event>,
     /// What the monitor wants of the binlog archive.
@@ -165,7 +169,7 @@ pub(crate) struct Driver {
     /// What the data was upgraded from, and when that had ended.
     upgraded: Option<(Version, Instant)>,
     /// Whether no server of this agent has answered yet.
-    first_start: bool,
+    unanswered: bool,
     /// Root could not log in to the first server that this agent started.
     misfit: Option<SecretsMisfit>,
 }
@@ -187,6 +191,7 @@ pub(crate) struct Parts {
     pub(crate) monitors: Vec<Client>,
     pub(crate) identity: Identity,
     pub(crate) notes: Notes,
+    pub(crate) first_start: FirstStart,
     pub(crate) publish: watch::Sender<Snapshot>,
     pub(crate) events: mpsc::Receiver<Event>,
     pub(crate) orders: watch::Sender<Option<ArchiveOrder>>,
@@ -201,6 +206,7 @@ impl Driver {
             monitors: parts.monitors,
             identity: parts.identity,
             notes: parts.notes,
+            first_start: parts.first_start,
             publish: parts.publish,
             events: parts.events,
             orders: parts.orders,
@@ -217,7 +223,7 @@ impl Driver {
             refill: None,
             log_offset: 0,
             upgraded: None,
-            first_start: true,
+            unanswered: true,
             misfit: None,
         }
     }
@@ -317,6 +323,7 @@ impl Driver {
             identity: Some(self.identity.clone()),
             version: Some(self.starter.binaries.version),
             upgraded_from: self.upgraded.map(|(from, _)| from),
+            first_start: self.first_start.report(),
             state: self.state,
             detail,
             server_pid: self.process().map(Process::pid),
@@ -349,6 +356,7 @@ impl Driver {
 
     fn on_exit(&mut self, exit: Exit) {
         self.jobs.clear();
+        self.first_start.ended(&self.starter.config);
         self.fencing = false;
         self.keeping = false;
         self.notes.server = None;
@@ -450,6 +458,7 @@ impl Driver {
         tracing::info!(pid = process.pid(), "stopping the server");
         // Requests that are under way are given up: their sessions are needed.
         self.jobs.clear();
+        self.first_start.ended(&self.starter.config);
         self.jobs.push(Box::pin({
             let process = process.clone();
             let grace = self.starter.config.stop_grace();
@@ -557,6 +566,13 @@ impl Driver {
                     self.stop();
                     Ok(Answer::Begun)
                 }
+                (Request::FirstStart, Some(sessions)) => match self.first_start.report() {
+                    None => Err(Refusal::NoSense(
+                        "the environment of this agent asks for nothing at the first start".to_owned(),
+                    )),
+                    Some(FirstStartReport::Waiting) => return self.begin_first_start(sessions, reply),
+                    Some(_) => Ok(Answer::Begun),
+                },
                 (request, Some(sessions)) => {
                     let secrets = self.secrets.clone();
                     self.jobs
@@ -572,8 +588,29 @@ impl Driver {
         drop(reply.send(answer));
     }
 
+    fn begin_first_start(&mut self, sessions: RootSessions, reply: oneshot::Sender<Result<Answer, Refusal>>) {
+        self.first_start.begun();
+        let work = first_start::Work {
+            wishes: self.first_start.wishes.clone(),
+            config: self.starter.config.clone(),
+            binaries: self.starter.binaries.clone(),
+            launcher: self.starter.launcher.clone(),
+            secrets: self.secrets.clone(),
+            sessions,
+        };
+        self.jobs.push(Box::pin(async move {
+            first_start::run(work, reply).await;
+            Done::FirstStart
+        }));
+        self.refresh();
+    }
+
     fn on_done(&mut self, done: Done) {
         match done {
+            Done::FirstStart => {
+                self.first_start.ended(&self.starter.config);
+                self.refresh();
+            }
             Done::Answered(outcome) => {
                 self.keeping = false;
                 self.on_answered(outcome);

@@ -61,6 +61,7 @@ pub(crate) fn router(
         .route("/api/v1/events/enable", post(enable_events))
         .route("/api/v1/events/disable", post(disable_events))
         .route("/api/v1/application/ensure", post(ensure_application))
+        .route("/api/v1/first-start", post(first_start))
         .route("/api/v1/shutdown", post(shutdown))
         .merge(jobs::routes())
         .fallback(not_found)
@@ -169,6 +170,10 @@ async fn ensure_application(
         Ok(Json(request)) => ask(&agent, Request::EnsureApplication(request)).await,
         Err(rejection) => bad_body(&rejection),
     }
+}
+
+async fn first_start(State(agent): State<Agent>) -> Response {
+    ask(&agent, Request::FirstStart).await
 }
 
 async fn shutdown(State(agent): State<Agent>) -> Response {

@@ -8,6 +8,7 @@ use anyhow::ensure;
 use api::agent::InstanceReport;
 use backup::archive::Progress;
 use tokio::sync::watch;
+use topology::first_start::FirstStartReport;
 use topology::observation::ServerState;
 use topology::{Address, Flavor, Generation, InstanceId, Version};
 
@@ -22,6 +23,7 @@ pub(crate) struct Snapshot {
     pub(crate) identity: Option<Identity>,
     pub(crate) version: Option<Version>,
     pub(crate) upgraded_from: Option<Version>,
+    pub(crate) first_start: Option<FirstStartReport>,
     pub(crate) state: ServerState,
     pub(crate) detail: String,
     pub(crate) server_pid: Option<u32>,
@@ -104,6 +106,7 @@ impl Reporter {
             flavor: self.fixed.flavor,
             version: snapshot.version,
             upgraded_from: snapshot.upgraded_from,
+            first_start: snapshot.first_start,
             server_id: snapshot.identity.as_ref().map(|identity| identity.server_id),
             state: snapshot.state,
             detail: with_disk_warning(&snapshot.detail, key, disk, self.fixed.minimum_bytes),

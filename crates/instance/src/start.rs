@@ -13,6 +13,7 @@ use topology::Flavor;
 use crate::binaries::Binaries;
 use crate::config::InstanceConfig;
 use crate::configuration_file::{self, Purpose, Settings};
+use crate::first_start::Wishes;
 use crate::identity::Identity;
 use crate::initialise::prepare_directories;
 use crate::memory;
@@ -26,6 +27,8 @@ pub(crate) struct Starter {
     pub(crate) config: InstanceConfig,
     pub(crate) binaries: Binaries,
     pub(crate) launcher: Launcher,
+    /// What the environment asks for at a cluster's first start.
+    pub(crate) wishes: Wishes,
 }
 
 /// A server that was killed a moment ago may hold its port a little longer.

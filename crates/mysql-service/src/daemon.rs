@@ -4,9 +4,9 @@ use std::future::Future;
 use std::io;
 
 use anyhow::Context as _;
-use instance::SecretsMisfit;
 use instance::binaries::BinariesError;
 use instance::version::VersionRefusal;
+use instance::{SecretsMisfit, WishesError};
 use mysql_client::credentials::SecretError;
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
@@ -197,6 +197,7 @@ fn is_configuration(error: &anyhow::Error) -> bool {
     error.downcast_ref::<SecretError>().is_some()
         || error.downcast_ref::<SecretsMisfit>().is_some()
         || error.downcast_ref::<VersionRefusal>().is_some()
+        || error.downcast_ref::<WishesError>().is_some()
         || error.downcast_ref::<BinariesError>().is_some()
         || error.chain().any(is_address)
 }

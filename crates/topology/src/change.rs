@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::cluster::{Cluster, Durability, Member, Role};
+use crate::first_start::FirstStart;
 use crate::ids::{AccountNumber, InstanceId};
 use crate::plan::{Change, Refusal};
 
@@ -51,7 +52,9 @@ impl Change {
             | Self::MayFollow { .. }
             | Self::SetLink { .. }
             | Self::Promote { .. }
-            | Self::ApplicationCreated => return None,
+            | Self::ApplicationCreated
+            | Self::FirstStartBegun { .. }
+            | Self::FirstStartOver { .. } => return None,
         })
     }
 
@@ -119,6 +122,12 @@ impl Change {
                 }
             }
             Self::ApplicationCreated => cluster.application_created = true,
+            Self::FirstStartBegun { at } => cluster.first_start = FirstStart::Begun { at: at.clone() },
+            Self::FirstStartOver { failure } => {
+                cluster.first_start = FirstStart::Over {
+                    failure: failure.clone(),
+                }
+            }
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::first_start::FirstStart;
 use crate::ids::{AccountNumber, ClusterId, Generation, Incarnation, InstanceId, ServerId, ServerUuid};
 
 /// The format of the stored state that this version writes. Older ones are read, newer ones refused.
@@ -32,6 +33,9 @@ pub struct Cluster {
     pub next_account: AccountNumber,
     /// Whether the application's database and user were made, once per cluster.
     pub application_created: bool,
+    /// What the servers' environment asks for, once per cluster.
+    #[serde(default)]
+    pub first_start: FirstStart,
 }
 
 impl Cluster {
@@ -48,6 +52,7 @@ impl Cluster {
             ackers: BTreeSet::new(),
             next_account: AccountNumber(1),
             application_created: false,
+            first_start: FirstStart::Wanted,
         }
     }
 

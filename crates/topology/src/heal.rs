@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use crate::ackers;
 use crate::cluster::{Durability, Member, Role};
+use crate::first_start;
 use crate::ids::InstanceId;
 use crate::observation::{Observation, Receiver};
 use crate::plan::{Change, Plan, Purpose, Step};
@@ -336,6 +337,10 @@ fn tend_writable_master(
             at: at.clone(),
             on: true,
         });
+    }
+    // Its commits must not wait for somebody who is not there.
+    if !cluster.waits_for_acknowledgements() || !acknowledging.is_empty() {
+        steps.extend(first_start::steps(situation, master));
     }
     if situation.policy.application && !cluster.application_created {
         steps.push(Step::CreateApplication { at: at.clone() });

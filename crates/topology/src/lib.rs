@@ -9,6 +9,7 @@
 mod ackers;
 mod change;
 pub mod cluster;
+pub mod first_start;
 pub mod gtid;
 pub mod heal;
 pub mod ids;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::first_start::FirstStartReport;
 use crate::gtid::{Received, Transactions};
 use crate::ids::{Address, Incarnation, InstanceId, ServerId, ServerUuid};
 
@@ -224,6 +225,8 @@ pub struct AgentReport {
     pub disk_total_bytes: u64,
     /// How far the agent's wall clock is ahead of the monitor's, in milliseconds.
     pub clock_ahead_milliseconds: i64,
+    /// How far it is with what its environment asks for at a cluster's first start; `None`: with nothing.
+    pub first_start: Option<FirstStartReport>,
 }
 
 /// What a database server process is doing, as its parent sees it.

@@ -172,6 +172,8 @@ pub enum Step {
     FreeWaiters { at: InstanceId },
     /// Make the application's database and user, through the binlog, once per cluster. Asked of its agent.
     CreateApplication { at: InstanceId },
+    /// Have the agent begin what its environment asks for at a cluster's first start; it tells how that ends.
+    BeginFirstStart { at: InstanceId },
 }
 
 /// A change of the stored state; a pure function of it.
@@ -219,6 +221,10 @@ pub enum Change {
     },
     /// The application's database and user are there.
     ApplicationCreated,
+    /// Recorded before the agent is asked to begin what its environment asks for.
+    FirstStartBegun { at: InstanceId },
+    /// Recorded when it has told how that ended: why a person has to look, or nothing.
+    FirstStartOver { failure: Option<String> },
 }
 
 /// Why something is not done: every condition that failed, not only the first.
@@ -359,7 +365,8 @@ impl Step {
             | Self::DisableEvents { at }
             | Self::SetEventScheduler { at, .. }
             | Self::FreeWaiters { at }
-            | Self::CreateApplication { at } => Some(at),
+            | Self::CreateApplication { at }
+            | Self::BeginFirstStart { at } => Some(at),
         }
     }
 
@@ -420,7 +427,8 @@ impl Step {
             | Self::EnsureReplicationAccount { .. }
             | Self::EnableEvents { .. }
             | Self::FreeWaiters { .. }
-            | Self::CreateApplication { .. } => return None,
+            | Self::CreateApplication { .. }
+            | Self::BeginFirstStart { .. } => return None,
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cluster::{Durability, Role};
+use crate::first_start;
 use crate::gtid::Transactions;
 use crate::ids::InstanceId;
 use crate::observation::{Observation, Receiver};
@@ -22,6 +23,7 @@ pub(crate) fn problems(
     problems.extend(twins(situation));
     problems.extend(clocks(situation));
     problems.extend(semi_sync(situation));
+    problems.extend(first_start::problem(situation));
     for (id, (status, reason)) in statuses {
         let worth_a_word = match status {
             Status::Ok | Status::Paused | Status::Unregistered => false,

@@ -237,6 +237,12 @@ impl Step {
             Self::CreateApplication { at } => {
                 write!(formatter, "make the application's database and user at {at}")
             }
+            Self::BeginFirstStart { at } => {
+                write!(
+                    formatter,
+                    "have the agent of {at} begin what its environment asks for at the first start"
+                )
+            }
             Self::Record { .. }
             | Self::HoldProxies { .. }
             | Self::PublishRoutes
@@ -302,6 +308,19 @@ impl fmt::Display for Change {
                 write!(formatter, "{instance} is not shut out at {at}")
             }
             Self::ApplicationCreated => write!(formatter, "the application's database and user are there"),
+            Self::FirstStartBegun { at } => write!(
+                formatter,
+                "what the environment of {at} asks for at the first start is about to be begun there"
+            ),
+            Self::FirstStartOver { failure: None } => {
+                formatter.write_str("what was asked for at the first start is over")
+            }
+            Self::FirstStartOver {
+                failure: Some(failure),
+            } => write!(
+                formatter,
+                "what was asked for at the first start ended badly: {failure}"
+            ),
         }
     }
 }

@@ -192,6 +192,7 @@ impl Story {
             disk_free_bytes: 50 << 30,
             disk_total_bytes: 100 << 30,
             clock_ahead_milliseconds: 0,
+            first_start: None,
         }
     }
 

@@ -21,6 +21,8 @@ pub(super) enum Done {
     Fenced(Result<Closed, Error>),
     /// The server is stopped; how.
     Stopped(String),
+    /// What the environment asks for at the first start has ended, well or not.
+    FirstStart,
     /// A request was answered.
     Replied,
     /// An account change holds up every login for an acknowledgement that cannot come.
@@ -69,8 +71,8 @@ pub(super) async fn administer(
         Request::EnsureApplication(request) => accounts::ensure_application(&sessions, &request)
             .await
             .map(|()| Answer::Done),
-        // Not by SQL: the driver does it itself.
-        Request::Shutdown => Ok(Answer::Begun),
+        // The driver does it itself.
+        Request::Shutdown | Request::FirstStart => Ok(Answer::Begun),
     };
     let (answer, done) = match outcome {
         Ok(answer) => (Ok(answer), Done::Replied),

@@ -74,7 +74,7 @@ impl Driver {
         let Phase::Starting { process, adopted } = std::mem::replace(&mut self.phase, Phase::Stopped) else {
             return;
         };
-        let first_start = std::mem::take(&mut self.first_start) && !adopted;
+        let first_start = std::mem::take(&mut self.unanswered) && !adopted;
         let (sessions, detail) = match outcome {
             Ok(sessions) => (Some(sessions), String::new()),
             Err(error) => match SecretsMisfit::of(&error) {

@@ -93,6 +93,7 @@ impl<S: Store> Controller<S> {
                 disk_free_bytes: report.disk_free_bytes,
                 disk_total_bytes: report.disk_total_bytes,
                 clock_ahead_milliseconds: clock_ahead(report.wall_clock_unix_milliseconds),
+                first_start: report.first_start.clone(),
             });
         }
         if let (Some(view), Some(pid)) = (

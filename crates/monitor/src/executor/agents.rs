@@ -146,7 +146,7 @@ impl RealWorld {
         join_all(agents.iter().map(|agent| agent.get_text("/healthz"))).await;
     }
 
-    async fn ask(&mut self, at: &InstanceId, path: &str) -> Result<String, Failure> {
+    pub(crate) async fn ask(&mut self, at: &InstanceId, path: &str) -> Result<String, Failure> {
         self.agent(at)?
             .post_empty(path, &serde_json::json!({}))
             .await

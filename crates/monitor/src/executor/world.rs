@@ -205,6 +205,7 @@ impl World for RealWorld {
             Step::SetEventScheduler { at, on } => self.set_event_scheduler(at, *on).await,
             Step::FreeWaiters { at } => self.free_waiters(at).await,
             Step::CreateApplication { at } => self.create_application(at).await,
+            Step::BeginFirstStart { at } => self.ask(at, "/api/v1/first-start").await,
         }
     }
 }
@@ -217,7 +218,8 @@ fn needs_connection(step: &Step) -> Option<&InstanceId> {
         | Step::EnsureReplicationAccount { .. }
         | Step::EnableEvents { .. }
         | Step::DisableEvents { .. }
-        | Step::CreateApplication { .. } => None,
+        | Step::CreateApplication { .. }
+        | Step::BeginFirstStart { .. } => None,
         _ => step.at(),
     }
 }

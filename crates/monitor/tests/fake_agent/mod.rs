@@ -141,6 +141,7 @@ fn report(id: &InstanceId) -> InstanceReport {
         wall_clock_unix_milliseconds: u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap(),
         generation: Generation::ZERO,
         upgraded_from: None,
+        first_start: None,
         archive: None,
     }
 }

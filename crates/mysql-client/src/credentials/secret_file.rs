@@ -5,6 +5,11 @@
 //! environment as `MYSQL_SERVICE_<KEY>`, or from a file named by `MYSQL_SERVICE_<KEY>_FILE` (one newline at
 //! its end is not part of the secret); the environment wins over `secret.conf`, and naming a secret both
 //! ways in the environment is an error.
+//!
+//! Two things make a start without a `secret.conf` of one's own possible. systemd's `LoadCredential=` puts one where
+//! `CREDENTIALS_DIRECTORY` says. And what the official images call `MARIADB_ROOT_PASSWORD` or `MYSQL_ROOT_PASSWORD`
+//! (or its `_FILE` twin) is `root_passwd` where nothing else gives it; without any file, the passwords of `repl` and
+//! `dba` then follow from it, the same on every machine.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -183,32 +188,38 @@ impl SecretFile {
         environment: impl Fn(&str) -> Option<std::ffi::OsString>,
     ) -> Result<(Self, Vec<SecretWarning>), SecretError> {
         let mut warnings = Vec::new();
-        let mut file = match path {
-            Some(path) => Self::parse(&read(path, &mut warnings)?, &path.display().to_string())?,
-            None => Self::parse(b"", "a secret file (secret_file)")?,
+        let credential = environment("CREDENTIALS_DIRECTORY")
+            .map(|directory| PathBuf::from(directory).join("secret.conf"))
+            .filter(|credential| path.is_none() && credential.is_file());
+        let mut file = match (path, &credential) {
+            (Some(path), _) => Self::parse(&read(path, &mut warnings)?, &path.display().to_string())?,
+            // The directory is the unit's alone; the mode of what is in it shows the unit's own right to read.
+            (None, Some(path)) => Self::parse(&read(path, &mut Vec::new())?, &path.display().to_string())?,
+            (None, None) => Self::parse(b"", "a secret file (secret_file)")?,
         };
+        let without_file = path.is_none() && credential.is_none();
         for key in KEYS {
-            let variable = variable(key);
-            let twin = format!("{variable}_FILE");
-            let value = match (environment(&variable), environment(&twin)) {
-                (Some(_), Some(_)) => return Err(SecretError::Both { variable }),
-                (Some(value), None) => Some((variable, value.into_encoded_bytes())),
-                (None, Some(path)) => {
-                    let path = PathBuf::from(path);
-                    let mut content = read(&path, &mut warnings)?;
-                    if content.last() == Some(&b'\n') {
-                        content.pop();
-                    }
-                    Some((path.display().to_string(), content))
-                }
-                (None, None) => None,
-            };
-            if let Some((origin, bytes)) = value {
-                let value = String::from_utf8(bytes)
-                    .map_err(|_| "not UTF-8")
-                    .and_then(|text| secret(&text))
-                    .map_err(|problem| SecretError::Value { origin, problem })?;
+            if let Some(value) = named(variable(key), &environment, &mut warnings)? {
                 file.values.insert(key, value);
+            }
+        }
+        for image in ["MARIADB_ROOT_PASSWORD", "MYSQL_ROOT_PASSWORD"] {
+            if !file.values.contains_key(ROOT)
+                && let Some(value) = named(image.to_owned(), &environment, &mut warnings)?
+            {
+                file.values.insert(ROOT, value);
+            }
+        }
+        if without_file && let Some(root) = file.values.get(ROOT).cloned() {
+            for (key, info) in [
+                (REPL, &b"mysql-service repl v1"[..]),
+                (DBA, b"mysql-service dba v1"),
+            ] {
+                if !file.values.contains_key(key) {
+                    // As long as MySQL lets a password for replication be.
+                    let derived = file.derived::<16>(&root, info)?;
+                    file.values.insert(key, derived);
+                }
             }
         }
         if let Some(password) = file.values.get(REPL) {
@@ -261,15 +272,19 @@ impl SecretFile {
         if let Some(token) = self.values.get(AGENT_TOKEN) {
             return Ok(token.clone());
         }
-        let root = self.required(ROOT)?;
-        let mut token = [0_u8; 32];
+        self.derived::<32>(&self.required(ROOT)?, AGENT_TOKEN_INFO)
+    }
+
+    /// A secret that follows from root's and does not lead back to it.
+    fn derived<const BYTES: usize>(&self, root: &Password, info: &[u8]) -> Result<Password, SecretError> {
+        let mut bytes = [0_u8; BYTES];
         Hkdf::<Sha256>::new(None, root.expose().as_bytes())
-            .expand(AGENT_TOKEN_INFO, &mut token)
+            .expand(info, &mut bytes)
             .map_err(|_| SecretError::Value {
                 origin: self.origin.clone(),
-                problem: "no agent token can be derived from root_passwd",
+                problem: "nothing can be derived from root_passwd",
             })?;
-        Ok(Password::new(hexadecimal(&token)))
+        Ok(Password::new(hexadecimal(&bytes)))
     }
 
     /// `client_id` of the single sign-on.
@@ -312,6 +327,33 @@ impl fmt::Debug for SecretFile {
             .field("keys", &self.values.keys())
             .finish_non_exhaustive()
     }
+}
+
+/// What the environment has under this name, or in the file that its `_FILE` twin names.
+fn named(
+    variable: String,
+    environment: impl Fn(&str) -> Option<std::ffi::OsString>,
+    warnings: &mut Vec<SecretWarning>,
+) -> Result<Option<Password>, SecretError> {
+    let twin = environment(&format!("{variable}_FILE"));
+    let (origin, bytes) = match (environment(&variable), twin) {
+        (Some(_), Some(_)) => return Err(SecretError::Both { variable }),
+        (Some(value), None) => (variable, value.into_encoded_bytes()),
+        (None, Some(path)) => {
+            let path = PathBuf::from(path);
+            let mut content = read(&path, warnings)?;
+            if content.last() == Some(&b'\n') {
+                content.pop();
+            }
+            (path.display().to_string(), content)
+        }
+        (None, None) => return Ok(None),
+    };
+    String::from_utf8(bytes)
+        .map_err(|_| "not UTF-8")
+        .and_then(|text| secret(&text))
+        .map(Some)
+        .map_err(|problem| SecretError::Value { origin, problem })
 }
 
 /// The environment's name of a key.

@@ -20,7 +20,7 @@ const KILL: Signal = Signal::KILL;
 
 /// `instance`: the agent. It stops its server before it ends.
 pub(crate) fn instance(options: &Daemon) -> Result<(), Failure> {
-    let read = || daemon::configuration("instance", options, |_| (), InstanceConfig::parse);
+    let read = || daemon::configuration("instance", options, lain_defaults, InstanceConfig::parse);
     let config = read()?;
     let ends_with_parent = config.die_with_parent.then_some(Signal::TERM);
     let (reload, reloads) = mpsc::unbounded_channel();
@@ -33,6 +33,13 @@ pub(crate) fn instance(options: &Daemon) -> Result<(), Failure> {
     daemon::run(options, ends_with_parent, read_again, |stop| {
         instance::run(config, stop, reloads)
     })
+}
+
+/// Weaker than everything else.
+fn lain_defaults(table: &mut Table) {
+    for (key, value) in instance::lain::defaults(|name| std::env::var(name).ok()) {
+        table.entry(key).or_insert(value);
+    }
 }
 
 /// `monitor`.

@@ -13,6 +13,7 @@ mod accounts;
 mod archive;
 mod backups;
 mod fences;
+mod first_starts;
 mod harness;
 mod keeping;
 mod limits;

@@ -13,6 +13,7 @@ mod archive;
 mod backups;
 mod command;
 mod crashes;
+mod first_starts;
 mod harness;
 mod ledger;
 mod mistakes;

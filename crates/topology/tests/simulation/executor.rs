@@ -254,7 +254,7 @@ fn asked_of_agents(world: &mut World, step: &Step) -> Result<(), String> {
             }
             write_own(world, at, What::Account(account.0))
         }
-        Step::CreateApplication { .. } => write_own(world, at, What::Own),
+        Step::BeginFirstStart { .. } | Step::CreateApplication { .. } => write_own(world, at, What::Own),
         Step::FreeWaiters { .. } => {
             world.servers[at].commit(What::Own);
             Ok(())

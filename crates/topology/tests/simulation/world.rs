@@ -438,6 +438,7 @@ impl World {
                 disk_free_bytes: 50,
                 disk_total_bytes: 100,
                 clock_ahead_milliseconds: 0,
+                first_start: None,
             };
             let heard = server.seen_by_monitor;
             let look = Look {

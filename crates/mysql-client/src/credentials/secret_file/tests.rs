@@ -172,3 +172,42 @@ fn a_file_that_is_not_there_is_an_error() {
     );
     assert!(load(None, &[("MYSQL_SERVICE_SECRET", "")]).is_err());
 }
+
+#[test]
+fn the_official_images_name_of_roots_password_is_enough() {
+    let load = |path: Option<&Path>, set: &[(&str, &str)]| {
+        SecretFile::load_with(path, |name| {
+            let found = set.iter().find(|(variable, _)| *variable == name);
+            found.map(|(_, value)| OsString::from(value))
+        })
+    };
+    let (one, _) = load(None, &[("MYSQL_ROOT_PASSWORD", "secret")]).unwrap();
+    assert_eq!(one.root().unwrap().password.expose(), "secret");
+    let repl = one.repl().unwrap().password;
+    assert_eq!(repl.expose().len(), 32);
+    assert_ne!(repl, one.dba().unwrap().password);
+    // The same on every machine, whatever the image is called; ours is the stronger name.
+    let (same, _) = load(None, &[("MARIADB_ROOT_PASSWORD", "secret")]).unwrap();
+    assert_eq!(same.repl().unwrap().password, repl);
+    let both = [
+        ("MYSQL_ROOT_PASSWORD", "x"),
+        ("MYSQL_SERVICE_ROOT_PASSWD", "secret"),
+    ];
+    assert_eq!(load(None, &both).unwrap().0.repl().unwrap().password, repl);
+    let twice = [("MYSQL_ROOT_PASSWORD", "x"), ("MYSQL_ROOT_PASSWORD_FILE", "/x")];
+    assert!(matches!(load(None, &twice), Err(SecretError::Both { .. })));
+
+    // A file is complete or an error: a line that was forgotten is not made up.
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("secret.conf");
+    fs::write(&path, "root_passwd=of the file\n").unwrap();
+    let (file, _) = load(Some(&path), &[("MYSQL_ROOT_PASSWORD", "secret")]).unwrap();
+    assert_eq!(file.root().unwrap().password.expose(), "of the file");
+    assert!(matches!(file.repl(), Err(SecretError::Missing { .. })));
+
+    // systemd's credentials: used where no file is named, and nobody is warned of their mode.
+    let credentials = [("CREDENTIALS_DIRECTORY", directory.path().to_str().unwrap())];
+    let (found, warnings) = load(None, &credentials).unwrap();
+    assert_eq!(found.root().unwrap().password.expose(), "of the file");
+    assert_eq!(warnings, []);
+}
