@@ -66,6 +66,11 @@ pub(crate) enum Stage {
         /// The data directory that may be thrown away for it.
         discard: Option<Incarnation>,
     },
+    /// An agent replays everything in the archive, as far as there is anything to replay.
+    CatchUp {
+        /// Whose.
+        at: InstanceId,
+    },
     /// Wait until the server answers on a new data directory.
     AwaitServer {
         /// Whose.
@@ -96,6 +101,7 @@ impl Stage {
         match self {
             Self::Job { at, work } => format!("{at}: {}", describe(work)),
             Self::RestoreMade { at, .. } => format!("{at}: restore its data from that backup"),
+            Self::CatchUp { at } => format!("{at}: replay what the archive has after it"),
             Self::AwaitServer { at, .. } => format!("wait until the server of {at} answers"),
             Self::Register { at } => format!("register {at} as Slave"),
             Self::Activate { at } => format!("activate {at}"),
@@ -108,6 +114,7 @@ impl Stage {
         match self {
             Self::Job { at, .. }
             | Self::RestoreMade { at, .. }
+            | Self::CatchUp { at }
             | Self::AwaitServer { at, .. }
             | Self::Register { at }
             | Self::Activate { at }

@@ -526,7 +526,7 @@ fn changes_data(stage: &Stage) -> bool {
             work: Work::RestoreFull { dry_run, .. } | Work::RestoreIncremental { dry_run, .. },
             ..
         } => !dry_run,
-        Stage::RestoreMade { .. } => true,
+        Stage::RestoreMade { .. } | Stage::CatchUp { .. } => true,
         _ => false,
     }
 }

@@ -248,6 +248,7 @@ fn scale_out(facts: &Facts<'_>, request: &ScaleOutRequest) -> Result<Composed, R
     let Some((source, warning)) = source.filter(|_| reasons.is_empty()) else {
         return Err(Refusal { reasons });
     };
+    let from_store = matches!(source, Source::Backup(_));
     let (from, mut stages) = match source {
         Source::Donor(donor) => (donor.to_string(), copy_donor(facts, &donor, at, discard.clone())),
         Source::Backup(backup) => {
@@ -263,11 +264,15 @@ fn scale_out(facts: &Facts<'_>, request: &ScaleOutRequest) -> Result<Composed, R
             (format!("the backup {backup}"), vec![restore])
         }
     };
+    stages.push(Stage::AwaitServer {
+        at: at.clone(),
+        instead_of: discard,
+    });
+    if from_store {
+        // The Master may not have the binlogs since the backup any more.
+        stages.push(Stage::CatchUp { at: at.clone() });
+    }
     stages.extend([
-        Stage::AwaitServer {
-            at: at.clone(),
-            instead_of: discard,
-        },
         Stage::Register { at: at.clone() },
         Stage::Activate { at: at.clone() },
         Stage::AwaitOk { at: at.clone() },

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use api::FORMAT;
 use api::client::{Client, Error};
-use api::job::{JobDocument, JobRequest, JobState, RestoreSource, Work};
+use api::job::{JobDocument, JobRequest, JobState, RestoreSource, Target, Work};
 use api::operation::OperationState;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -78,6 +78,8 @@ pub(crate) struct Runner<S> {
 /// Why a stage did not get done.
 enum Stop {
     Failed(String),
+    /// By an agent, before anything was changed.
+    Refused(String),
     Cancelled(String),
     /// The controller is gone.
     Lost,
@@ -88,7 +90,7 @@ impl<S: Store> Runner<S> {
     pub(crate) async fn run(mut self) {
         let outcome = match self.all().await {
             Ok(last) => Outcome::Done(last),
-            Err(Stop::Failed(why)) => Outcome::Failed(why),
+            Err(Stop::Failed(why) | Stop::Refused(why)) => Outcome::Failed(why),
             Err(Stop::Cancelled(why)) => Outcome::Cancelled(why),
             Err(Stop::Lost) => Outcome::Lost,
         };
@@ -130,6 +132,7 @@ impl<S: Store> Runner<S> {
                 };
                 self.job(at, &work).await
             }
+            Stage::CatchUp { at } => self.catch_up(at).await,
             _ if self.ended().is_some() => Err(self.cancelled()),
             Stage::AwaitServer { at, instead_of } => {
                 self.begin(None).await?;
@@ -283,11 +286,25 @@ impl<S: Store> Runner<S> {
                 Some(_) => self.cancelled(),
                 None => Stop::Cancelled(format!("somebody ended it at the agent of {at}")),
             }),
-            JobState::Running | JobState::Failed | JobState::Refused => Err(Stop::Failed(outcome)),
+            JobState::Refused => Err(Stop::Refused(outcome)),
+            JobState::Running | JobState::Failed => Err(Stop::Failed(outcome)),
         }
     }
 
     // ---- a new replica
+
+    /// A replay that is refused has changed nothing: the Master may have what is missing, and says so if not.
+    async fn catch_up(&mut self, at: &InstanceId) -> Result<String, Stop> {
+        let work = Work::RestoreIncremental {
+            target: Target::End,
+            skip: Vec::new(),
+            dry_run: false,
+        };
+        match self.job(at, &work).await {
+            Err(Stop::Refused(why)) => Ok(format!("left to the Master: {why}")),
+            other => other,
+        }
+    }
 
     async fn await_server(
         &mut self,

@@ -126,6 +126,10 @@ async fn backups_are_made_listed_and_give_way(flavor: Flavor) {
     let plan = cluster.run(&["switchover", "--dry-run"]).await.expect(0);
     plan.explains("which is ended first");
     cluster.run(&["switchover", "--yes"]).await.expect(0);
+    until("the backup's end is noted", async || {
+        operation(&cluster, &id).await.state.is_final()
+    })
+    .await;
     let ended = operation(&cluster, &id).await;
     assert_eq!(ended.state, OperationState::Cancelled, "{ended:?}");
     assert!(ended.outcome.contains("gave way to the switchover"), "{ended:?}");

@@ -313,6 +313,18 @@ fn data_that_nobody_else_has_is_not_thrown_away_unless_it_is_named() {
 }
 
 #[test]
+fn what_came_after_a_backup_is_replayed_before_the_master_is_asked_for_the_rest() {
+    let mut world = World::of(&THREE, &gtids(9)).with_backup(1_000_000, 3600);
+    world.add("d", 4, Role::Unregistered, "");
+    let stages = world.scale_out(Some(ScaleOutSource::Store), None).unwrap().stages;
+    let place = |wanted: &dyn Fn(&Stage) -> bool| stages.iter().position(wanted).unwrap();
+    let answers = place(&|stage| matches!(stage, Stage::AwaitServer { .. }));
+    let caught_up = place(&|stage| matches!(stage, Stage::CatchUp { .. }));
+    let registered = place(&|stage| matches!(stage, Stage::Register { .. }));
+    assert!(answers < caught_up && caught_up < registered, "{stages:?}");
+}
+
+#[test]
 fn a_member_is_not_made_anew() {
     let world = World::of(
         &[Role::Master, Role::Standby, Role::Slave, Role::Slave],
