@@ -312,8 +312,9 @@ fn served_ids(ranges: &[Range]) -> BTreeSet<u32> {
         .collect()
 }
 
-/// Measured with `script/bench replay` on two cores, small transactions; a machine with fast disks does better.
-const EXPECTED_BYTES_PER_SECOND: u64 = 8_000_000;
+/// Measured with `script/bench replay`, MariaDB on two busy cores, small transactions: 39 MB in 8.4 s. Large ones are
+/// faster, and so are machines with more processors.
+const EXPECTED_BYTES_PER_SECOND: u64 = 4_600_000;
 
 pub(super) fn summary(
     base: &Owned,
