@@ -16,6 +16,7 @@ mod fences;
 mod first_starts;
 mod harness;
 mod keeping;
+mod kills;
 mod limits;
 mod notices;
 mod reloads;

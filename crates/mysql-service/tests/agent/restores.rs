@@ -27,7 +27,7 @@ pub(crate) async fn checksum(agent: &TestAgent, table: &str) -> String {
     rows[0].value(1).unwrap_or("none").to_owned()
 }
 
-async fn fill_table(agent: &TestAgent) {
+pub(crate) async fn fill_table(agent: &TestAgent) {
     agent.allow_writes().await;
     agent.application().await;
     let mut root = agent.root().await;
@@ -43,7 +43,7 @@ fn empty(directory: &Path) {
     fs::remove_dir_all(directory).unwrap();
 }
 
-async fn gtids(agent: &TestAgent, flavor: Flavor) -> String {
+pub(crate) async fn gtids(agent: &TestAgent, flavor: Flavor) -> String {
     let sql = match flavor {
         Flavor::Mariadb => "SELECT @@gtid_binlog_state",
         Flavor::Mysql => "SELECT @@gtid_executed",
