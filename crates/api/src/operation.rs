@@ -63,6 +63,8 @@ pub enum OperationState {
     Undone,
     /// Ended before it was done, by a person or by something more urgent.
     Cancelled,
+    /// Refused by the agent that was to do it, before anything was changed; the outcome says why.
+    Refused,
 }
 
 impl OperationState {

@@ -256,6 +256,8 @@ pub(crate) enum Outcome {
     Done(String),
     /// Not done; why, and what to do.
     Failed(String),
+    /// Refused by the agent of its first stage, before anything was changed; why, and what to do.
+    Refused(String),
     /// Ended on purpose; why.
     Cancelled(String),
     /// The controller is gone; the errand is stored.

@@ -355,7 +355,7 @@ async fn an_agent_that_is_busy_is_waited_for_and_one_that_refuses_is_not() {
     agent.refuse_with(Some("no_store"));
     let id = monitor.backup().await.unwrap();
     let operation = monitor.ended(&id).await;
-    assert_eq!(operation.state, OperationState::Failed);
+    assert_eq!(operation.state, OperationState::Refused);
     assert!(operation.outcome.contains("no_store"), "{operation:?}");
     monitor.stop().await;
 }

@@ -414,6 +414,7 @@ impl<S: Store> Controller<S> {
             }
             Outcome::Done(said) => (OperationState::Done, said, "operation_done"),
             Outcome::Failed(why) => (OperationState::Failed, why, "operation_failed"),
+            Outcome::Refused(why) => (OperationState::Refused, why, "operation_refused"),
             Outcome::Cancelled(why) => (OperationState::Cancelled, why, "operation_cancelled"),
             Outcome::Lost => return Ok(()),
         };

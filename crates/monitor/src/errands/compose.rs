@@ -388,11 +388,12 @@ fn discardable(
     }
 }
 
-/// Bytes of data per second that a full backup makes: what one disk of a small machine did when it was measured.
+/// Bytes of data per second that a full backup makes. This and the next two are guesses for a small machine with one
+/// disk: they only choose between two ways that both end well.
 const BACKUP_BYTES_PER_SECOND: u64 = 300_000_000;
 /// Bytes of data per second that a restore from the store makes there.
 const RESTORE_BYTES_PER_SECOND: u64 = 250_000_000;
-/// How much faster a replica applies what it missed than it was written, measured on a moderately busy master.
+/// How much faster a replica applies what it missed than it was written.
 const CATCH_UP_SPEED: u64 = 10;
 
 /// Seconds until a replica that is filled from a donor, or from the store, has caught up.

@@ -90,6 +90,8 @@ impl<S: Store> Runner<S> {
     pub(crate) async fn run(mut self) {
         let outcome = match self.all().await {
             Ok(last) => Outcome::Done(last),
+            // After the first stage something was changed.
+            Err(Stop::Refused(why)) if self.errand.position == 0 => Outcome::Refused(why),
             Err(Stop::Failed(why) | Stop::Refused(why)) => Outcome::Failed(why),
             Err(Stop::Cancelled(why)) => Outcome::Cancelled(why),
             Err(Stop::Lost) => Outcome::Lost,
@@ -212,7 +214,7 @@ impl<S: Store> Runner<S> {
                 }
                 Err(Error::Refused { reasons }) => {
                     let reasons: Vec<String> = reasons.into_iter().map(|reason| reason.message).collect();
-                    return Err(Stop::Failed(reasons.join("; ")));
+                    return Err(Stop::Refused(reasons.join("; ")));
                 }
                 Err(Error::NotFound { .. }) => {
                     return Err(Stop::Failed(format!(

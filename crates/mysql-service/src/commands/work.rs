@@ -306,6 +306,7 @@ fn report_operation(operation: &OperationDocument, output: Output) -> Result<(),
     match operation.state {
         OperationState::Done if output == Output::Table => output::print(&operation.outcome),
         OperationState::Done => Ok(()),
+        OperationState::Refused => Err(Failure::Refused(vec![operation.outcome.clone()])),
         _ => Err(Failure::failed(operation.outcome.clone())),
     }
 }

@@ -221,6 +221,13 @@ async fn a_server_that_is_full_of_clients_stays_within_its_memory(flavor: Flavor
     let peak = peak_mebibytes(server.pid);
     eprintln!("{flavor}: {clients_let_in} clients at once, the server took {peak} MiB of {MEMORY_MEBIBYTES}");
     drop(done);
+    // The server notices one by one that they are gone, and until then it is full for root as well.
+    let (socket, root) = (agent.path("run/mysqld.sock"), agent.secrets.root().unwrap());
+    until("the server has room again", LIMIT, async || {
+        let endpoint = mysql_client::Endpoint::Socket(socket.clone());
+        Server::connect(&endpoint, &root, LIMIT).await.is_ok()
+    })
+    .await;
     let allowed = agent
         .root()
         .await
