@@ -6,7 +6,7 @@
 mod binlogs;
 
 use backup::archive::{Composer, Index, Source, deposit};
-use backup::replay::{ArchivedHistory, Have, LeftOut, Plan, PlanError, Target, plan};
+use backup::replay::{ArchivedHistory, Have, LeftOut, Plan, PlanError, Target, plan, plan_local};
 use backup::store::Store;
 use binlogs::{File, MARIADB_UUID};
 use mysql_client::binlog::{EventHeader, GtidEvent};
@@ -240,4 +240,50 @@ async fn one_flipped_bit_is_refused_by_name() {
         refusal.contains(&name) && refusal.contains("damaged"),
         "{refusal}"
     );
+}
+
+/// The names of the files that `plan_local` would have removed, and its warnings.
+async fn finished(base: &str, files: &[(&str, &File)], skip: &[&str]) -> (Vec<String>, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut paths = Vec::new();
+    for (name, file) in files {
+        let path = directory.path().join(name);
+        std::fs::write(&path, &file.bytes).unwrap();
+        paths.push(path);
+    }
+    let have = Have::owned(&Owned::Mariadb(base.parse().unwrap()));
+    let left_out = LeftOut {
+        transactions: skip.iter().map(|text| text.parse().unwrap()).collect(),
+        ..LeftOut::default()
+    };
+    let plan = plan_local(&paths, &have, &Target::End, left_out).await.unwrap();
+    let names = plan.finished.iter().map(|path| {
+        let name = path.file_name().unwrap();
+        name.to_string_lossy().into_owned()
+    });
+    (names.collect(), plan.summary.warnings.join("; "))
+}
+
+#[tokio::test]
+async fn a_local_file_goes_only_when_the_server_provably_has_all_of_it() {
+    let next = File::new(&[(0, 2, 600)]).transactions(0, 2, 601..=610);
+    let errant = File::new(&[(0, 1, 500)]).transactions(0, 1, 501..=507);
+    let files = [("binlog.000001", &errant), ("binlog.000002", &next)];
+    let (names, warnings) = finished("0-2-600", &files, &[]).await;
+    assert_eq!(
+        names,
+        ["binlog.000002"],
+        "the former master's may be in no other place"
+    );
+    assert!(
+        warnings.contains("7 of its transactions, the first of them 0-1-501"),
+        "{warnings}"
+    );
+
+    let (names, _) = finished("0-1-507", &[("binlog.000001", &errant)], &[]).await;
+    assert_eq!(names, ["binlog.000001"]);
+
+    let (names, warnings) = finished("0-2-600", &[("binlog.000002", &next)], &["0-2-604"]).await;
+    assert!(names.is_empty(), "what was left out is nowhere else");
+    assert!(warnings.contains("0-2-604"), "{warnings}");
 }

@@ -15,17 +15,16 @@ pub(crate) mod place;
 mod position;
 
 use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use backup::coordinates::{self, Coordinates};
-use backup::manifest::{BackupPosition, Manifest};
+use backup::manifest::BackupPosition;
 use backup::restore::{RESTORED_NAME, Reading, Restored};
 use backup::throttle::Stop;
 use jiff::Timestamp;
 use mysql_client::credentials::SecretFile;
-use topology::{ClusterId, Flavor, Incarnation};
+use topology::{ClusterId, Incarnation};
 
 pub(crate) use self::choose::{Chosen, choose};
 pub(crate) use self::marker::{Marker, Wanted};
@@ -73,18 +72,15 @@ pub(crate) async fn restore(
 ) -> anyhow::Result<Identity> {
     let config = work.config;
     let mut identity = Identity::new(config.id.clone(), work.binaries.flavor, work.binaries.version)?;
-    identity.cluster = chosen
-        .cluster()
+    identity.cluster = Some(&chosen.manifest().cluster)
         .filter(|theirs| {
             // A foreign backup's data belongs to the cluster that it is restored in.
             work.cluster.as_ref().is_none_or(|own| own == *theirs)
         })
         .cloned()
         .or_else(|| work.cluster.clone());
-    if let Some(manifest) = chosen.manifest() {
-        // An upgrade of the system tables, if one is due, is the next start's.
-        identity.version = manifest.source.version;
-    }
+    // An upgrade of the system tables, if one is due, is the next start's.
+    identity.version = chosen.manifest().source.version;
     check_space(config, chosen)?;
     prepare_directories(config, work.launcher)?;
     let marker = Marker::new(identity.incarnation.clone(), discard, wanted.of(chosen));
@@ -93,25 +89,13 @@ pub(crate) async fn restore(
     for directory in [&config.binlog_directory, &config.relay_log_directory] {
         identity::mark(directory, &identity.incarnation)?;
     }
-    work.step("reading the backup", chosen.total_bytes());
+    work.step("reading the backup", Some(chosen.total_bytes()));
     place::place(work, chosen).await?;
-    let found = tool_coordinates(&config.data_directory)?;
     work.step("preparing", None);
     place::prepare(work, &config.data_directory).await?;
     place::remove_strangers(&config.data_directory)?;
     give(work)?;
-    let position = match chosen {
-        Chosen::Backup { manifest, .. } => manifest.position.clone(),
-        Chosen::Archive { path, .. } => found
-            .with_context(|| {
-                format!(
-                    "`{}` does not say where in the binlog it ends (it has no {})",
-                    path.display(),
-                    coordinates::FILE_NAME
-                )
-            })
-            .and_then(|found| of_coordinates(found, work.binaries.flavor))?,
-    };
+    let position = chosen.manifest().position.clone();
     work.step("setting the position", None);
     position::set(work, &identity, &position).await?;
     work.step("completing", None);
@@ -126,9 +110,7 @@ pub(crate) async fn restore(
 
 /// There must be room for every file at once, and for the redo log and the first binlogs.
 fn check_space(config: &InstanceConfig, chosen: &Chosen) -> anyhow::Result<()> {
-    let Some(needed) = chosen.total_bytes() else {
-        return Ok(());
-    };
+    let needed = chosen.total_bytes();
     let found = disk(&config.data_directory);
     let existing = place::bytes_below(&config.data_directory);
     let room = found.free_bytes.saturating_add(existing);
@@ -164,34 +146,6 @@ async fn empty(config: &InstanceConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the tool left in the copy, before it is removed.
-fn tool_coordinates(data: &Path) -> anyhow::Result<Option<Coordinates>> {
-    for name in coordinates::FILE_NAMES {
-        let path = data.join(name);
-        match fs::read_to_string(&path) {
-            Ok(text) => return Coordinates::parse(&text).map(Some).map_err(Into::into),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("read `{}`", path.display())),
-        }
-    }
-    Ok(None)
-}
-
-/// What is known of an old archive's position: its servers' histories are not.
-fn of_coordinates(found: Coordinates, flavor: Flavor) -> anyhow::Result<BackupPosition> {
-    use topology::gtid::Transactions;
-    let transactions = match flavor {
-        Flavor::Mariadb => Transactions::parse_mariadb("", &found.gtid),
-        Flavor::Mysql => Transactions::parse_mysql(&found.gtid),
-    };
-    Ok(BackupPosition {
-        binlog_file: found.file,
-        binlog_offset: found.offset,
-        transactions: transactions.context("read the archive's position")?,
-        gtid: found.gtid,
-    })
-}
-
 /// What the incremental restore begins with, in the local backup directory.
 fn leave_coordinates(
     config: &InstanceConfig,
@@ -199,7 +153,7 @@ fn leave_coordinates(
     identity: &Identity,
     position: &BackupPosition,
 ) -> anyhow::Result<()> {
-    let manifest: Option<&Manifest> = chosen.manifest();
+    let manifest = chosen.manifest();
     let coordinates = Coordinates {
         file: position.binlog_file.clone(),
         offset: position.binlog_offset,
@@ -209,8 +163,8 @@ fn leave_coordinates(
         format: 1,
         incarnation: identity.incarnation.clone(),
         backup: chosen.name(),
-        cluster: manifest.map(|manifest| manifest.cluster.clone()),
-        source: manifest.map(|manifest| manifest.source.clone()),
+        cluster: Some(manifest.cluster.clone()),
+        source: Some(manifest.source.clone()),
         position: position.clone(),
         restored: Timestamp::now(),
     };
@@ -256,16 +210,13 @@ fn finish(work: &Restoration<'_>, identity: &Identity) -> anyhow::Result<()> {
 }
 
 /// The reading of a chosen backup.
-fn reading(work: &Restoration<'_>, chosen: &Chosen) -> Option<Reading> {
-    match chosen {
-        Chosen::Archive { .. } => None,
-        Chosen::Backup { store, manifest } => Some(Reading {
-            store: store.clone(),
-            manifest: (**manifest).clone(),
-            directory: Some(work.config.data_directory.clone()),
-            threads: work.config.backup_thread_count(),
-            stop: Stop::default(),
-        }),
+fn reading(work: &Restoration<'_>, chosen: &Chosen) -> Reading {
+    Reading {
+        store: chosen.store.clone(),
+        manifest: chosen.manifest().clone(),
+        directory: Some(work.config.data_directory.clone()),
+        threads: work.config.backup_thread_count(),
+        stop: Stop::default(),
     }
 }
 

@@ -127,6 +127,22 @@ impl Have {
         }
     }
 
+    /// Whether it provably has this very transaction, and not another one in its place. On MariaDB a position says
+    /// that only of the server that wrote its last transaction.
+    #[must_use]
+    pub fn provably_has(&self, gtid: &Gtid) -> bool {
+        match (&self.0, gtid) {
+            (Kind::Mysql { .. }, _) => self.knows(gtid) == Known::Has,
+            (Kind::Mariadb { base, state, .. }, Gtid::Mariadb(gtid)) => {
+                let of_same_server = base
+                    .get(gtid.domain)
+                    .is_some_and(|last| last.server == gtid.server && last.sequence >= gtid.sequence);
+                of_same_server || state.contains(*gtid)
+            }
+            _ => false,
+        }
+    }
+
     /// Whether a transaction that is here may be the last one: nothing of the same line comes after it.
     #[must_use]
     pub fn may_end_with(&self, gtid: &Gtid) -> bool {
@@ -331,7 +347,10 @@ mod tests {
             Known::Has,
             "a server's own are one line"
         );
-        assert_eq!(mariadb("0-1-507", "").knows(&gtid("0-2-506")), Known::Has);
+        let have = mariadb("0-1-507", "");
+        assert_eq!(have.knows(&gtid("0-2-506")), Known::Has);
+        assert!(!have.provably_has(&gtid("0-2-506")), "it may be another one");
+        assert!(have.provably_has(&gtid("0-1-506")));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use mysql_client::binlog::{BinlogScanner, Part, PreviousGtids};
+use mysql_client::binlog::{BinlogScanner, Gtid, Part, PreviousGtids};
 use mysql_client::replication_server::Owned;
 use tokio::io::AsyncReadExt as _;
 
@@ -24,7 +24,7 @@ pub struct LocalPlan {
     pub left_out: LeftOut,
     /// The ids of the servers that wrote the transactions.
     pub served_ids: BTreeSet<u32>,
-    /// Files of which everything is applied afterwards.
+    /// Files of which the server provably has every transaction afterwards.
     pub finished: Vec<PathBuf>,
     /// What a person reads.
     pub summary: Summary,
@@ -37,6 +37,8 @@ struct Found {
     wanted_up_to: u64,
     /// Whether a transaction in it is not wanted.
     has_more: bool,
+    /// The first transaction in it that is neither sent nor provably at the server, and how many there are.
+    in_doubt: Option<(Gtid, u64)>,
 }
 
 /// What a replay of `files`, in the order of the binlog, to `target` would do for a server with `have`.
@@ -52,6 +54,7 @@ pub async fn plan_local(
     let mut walk = Walk::new(have.clone(), target.clone(), left_out.clone());
     let (mut ranges, mut finished) = (Vec::new(), Vec::new());
     let mut served_ids = BTreeSet::new();
+    let mut warnings = Vec::new();
     for path in files {
         let before = walk.transactions + walk.skipped;
         let found = look_into(path, &mut walk, &mut served_ids).await?;
@@ -62,7 +65,13 @@ pub async fn plan_local(
                 up_to: found.wanted_up_to,
             });
         }
-        if !found.has_more {
+        if let Some((first, count)) = found.in_doubt {
+            warnings.push(format!(
+                "{} stays: {count} of its transactions, the first of them {first}, are not applied, and the server is not \
+                 known to have them",
+                path.display()
+            ));
+        } else if !found.has_more {
             finished.push(path.clone());
         }
     }
@@ -73,13 +82,15 @@ pub async fn plan_local(
     let names = ranges
         .iter()
         .map(|range| format!("{}:{}-{}", name_of(&range.path), range.from, range.up_to));
+    let mut summary = summary(&base, &reached, names.collect(), &walk, &left_out);
+    summary.warnings.extend(warnings);
     Ok(LocalPlan {
-        summary: summary(&base, &reached, names.collect(), &walk, &left_out),
         reached,
         ranges,
         left_out,
         served_ids,
         finished,
+        summary,
     })
 }
 
@@ -115,14 +126,20 @@ async fn look_into(
             let Some(event) = step.event else { continue };
             match event.part {
                 Part::Ends(transaction) => {
-                    let lacking = walk.transactions;
-                    match walk.next(&transaction)? {
+                    let (sent, ended) = (walk.transactions, walk.has_ended());
+                    let go = walk.next(&transaction)?;
+                    match go {
                         Go::On if walk.has_ended() => found.has_more = true,
                         Go::EndsBefore => found.has_more = true,
                         Go::On | Go::EndsWith => found.wanted_up_to = transaction.end,
                     }
-                    if walk.transactions > lacking {
+                    if walk.transactions > sent {
                         served_ids.insert(event.header.server_id);
+                    } else if !ended && go != Go::EndsBefore && !walk.provably_has(&transaction.gtid) {
+                        let in_doubt = found
+                            .in_doubt
+                            .get_or_insert_with(|| (transaction.gtid.clone(), 0));
+                        in_doubt.1 += 1;
                     }
                 }
                 Part::Outside => {

@@ -104,6 +104,12 @@ impl Walk {
         &self.have
     }
 
+    /// Whether the server provably has a transaction after what was walked past, and it is not left out.
+    #[must_use]
+    pub fn provably_has(&self, gtid: &Gtid) -> bool {
+        !self.left_out.has(gtid) && self.have.provably_has(gtid)
+    }
+
     /// What is lacking before a file; what is left out on purpose is not.
     #[must_use]
     pub fn lacks_before(&self, previous: &PreviousGtids) -> Vec<String> {

@@ -55,7 +55,7 @@ pub(super) async fn restore_full(tools: &Tools, job: &Arc<Job>, wish: Wish) -> R
         .map_err(|error| JobError::Refused(format!("{error:#}")))?;
     let name = chosen.name();
     if wish.dry_run {
-        let position = chosen.manifest().map(|manifest| manifest.position.gtid.clone());
+        let position = chosen.manifest().position.gtid.clone();
         return Ok(Outcome {
             sentence: format!("{name} would be restored"),
             result: Some(json!({ "backup": name, "gtid": position })),
@@ -65,6 +65,9 @@ pub(super) async fn restore_full(tools: &Tools, job: &Arc<Job>, wish: Wish) -> R
         backup: Some(name.clone()),
         ..wanted
     };
+    // ▲ Choosing takes as long as the store does: what was true before it may not be any more.
+    check_data(tools, wish.discard.as_ref())?;
+    check_role(tools).await?;
     let (taken, is_taken) = oneshot::channel();
     let (done, is_done) = oneshot::channel();
     let order = Order {

@@ -2,7 +2,7 @@
 //! else from the store.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
 use backup::catalogue;
@@ -10,24 +10,15 @@ use backup::full::FOLDER;
 use backup::manifest::{BackupId, Manifest};
 use backup::restore::{fits, local_store};
 use backup::store::Store;
-use topology::ClusterId;
 
 use super::{Restoration, Wanted, nothing};
 
-/// What is restored.
-pub(crate) enum Chosen {
-    /// Segments with a manifest.
-    Backup {
-        /// Where.
-        store: Store,
-        /// What.
-        manifest: Box<Manifest>,
-    },
-    /// A tar.gz of a prepared or unprepared copy, as older services made them.
-    Archive {
-        /// The file.
-        path: PathBuf,
-    },
+/// What is restored: segments with a manifest.
+pub(crate) struct Chosen {
+    /// Where.
+    pub(super) store: Store,
+    /// What.
+    pub(super) manifest: Box<Manifest>,
 }
 
 /// What the name of an archive ends in.
@@ -35,30 +26,15 @@ const ARCHIVE: &str = ".tar.gz";
 
 impl Chosen {
     pub(crate) fn name(&self) -> String {
-        match self {
-            Self::Backup { manifest, .. } => manifest.id.to_string(),
-            Self::Archive { path } => path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned(),
-        }
+        self.manifest.id.to_string()
     }
 
-    pub(crate) fn manifest(&self) -> Option<&Manifest> {
-        match self {
-            Self::Backup { manifest, .. } => Some(manifest),
-            Self::Archive { .. } => None,
-        }
+    pub(crate) fn manifest(&self) -> &Manifest {
+        &self.manifest
     }
 
-    pub(crate) fn cluster(&self) -> Option<&ClusterId> {
-        self.manifest().map(|manifest| &manifest.cluster)
-    }
-
-    pub(crate) fn total_bytes(&self) -> Option<u64> {
-        self.manifest()
-            .map(|manifest| manifest.files.iter().map(|file| file.length).sum())
+    pub(crate) fn total_bytes(&self) -> u64 {
+        self.manifest.files.iter().map(|file| file.length).sum()
     }
 }
 
@@ -69,36 +45,27 @@ impl Chosen {
 pub(crate) async fn choose(work: &Restoration<'_>, wanted: &Wanted) -> anyhow::Result<Chosen> {
     let config = work.config;
     let local = local_store(&config.backup_directory)?;
-    let mut reasons = Vec::new();
-    if let Some(name) = &wanted.backup {
-        let archive = config.backup_directory.join(name);
-        if name.ends_with(ARCHIVE) && !name.contains('/') && archive.is_file() {
-            return Ok(Chosen::Archive { path: archive });
-        }
+    // ▲ What cannot be restored is refused here, before anything is given up for it.
+    if let Some(name) = wanted.backup.as_deref().filter(|name| name.ends_with(ARCHIVE)) {
+        bail!(cannot_unpack(name));
     }
+    let mut reasons = Vec::new();
     let mut places = vec![local];
     if wanted.from_store {
         places.extend(config.store()?);
     }
-    for (index, store) in places.into_iter().enumerate() {
+    for store in places {
         let mut ids = if let Some(name) = &wanted.backup {
             vec![name.parse::<BackupId>()?]
         } else {
             let entries = catalogue::list(&store).await?;
             entries.into_iter().map(|entry| entry.id).collect()
         };
-        if wanted.backup.is_none()
-            && index == 0
-            && let Some(archive) = newest_archive(&config.backup_directory)?
-            && ids.last().is_none_or(|newest| archive_is_newer(&archive, newest))
-        {
-            return Ok(Chosen::Archive { path: archive });
-        }
         ids.reverse();
         for id in ids {
             match restorable(work, wanted, &store, &id).await {
                 Ok(manifest) => {
-                    return Ok(Chosen::Backup {
+                    return Ok(Chosen {
                         store,
                         manifest: Box::new(manifest),
                     });
@@ -106,6 +73,9 @@ pub(crate) async fn choose(work: &Restoration<'_>, wanted: &Wanted) -> anyhow::R
                 Err(reason) => reasons.push(format!("{id} in {}: {reason:#}", store.url())),
             }
         }
+    }
+    if wanted.backup.is_none() {
+        reasons.extend(newest_archive(&config.backup_directory)?.map(|name| cannot_unpack(&name)));
     }
     match reasons.as_slice() {
         [] => Err(nothing(config)),
@@ -140,27 +110,20 @@ async fn restorable(
     Ok(manifest)
 }
 
-fn newest_archive(directory: &Path) -> anyhow::Result<Option<PathBuf>> {
+fn cannot_unpack(name: &str) -> String {
+    format!("{name} is an archive in one file: such a one cannot be restored by this version")
+}
+
+/// The name of the newest archive: names are times, in the same form.
+fn newest_archive(directory: &Path) -> anyhow::Result<Option<String>> {
     let entries = fs::read_dir(directory).with_context(|| format!("look into `{}`", directory.display()))?;
-    let mut names = Vec::new();
+    let mut newest = None;
     for entry in entries {
         let name = entry
             .with_context(|| format!("look into `{}`", directory.display()))?
             .file_name();
-        names.extend(
-            name.to_str()
-                .filter(|name| name.ends_with("_bak.tar.gz"))
-                .map(str::to_owned),
-        );
+        let name = name.to_str().filter(|name| name.ends_with("_bak.tar.gz"));
+        newest = newest.max(name.map(str::to_owned));
     }
-    names.sort();
-    Ok(names.pop().map(|name| directory.join(name)))
-}
-
-/// Names are times, in the same form.
-fn archive_is_newer(archive: &Path, newest: &BackupId) -> bool {
-    archive
-        .file_name()
-        .and_then(|name| name.to_str())
-        .is_some_and(|name| name.trim_end_matches(ARCHIVE) > newest.as_str())
+    Ok(newest)
 }

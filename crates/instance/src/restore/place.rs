@@ -24,12 +24,7 @@ const PREPARE_LIMIT: Duration = Duration::from_hours(12);
 /// # Errors
 /// When anything is missing or damaged, or cannot be written.
 pub(super) async fn place(work: &Restoration<'_>, chosen: &Chosen) -> anyhow::Result<()> {
-    let Some(reading) = reading(work, chosen) else {
-        bail!(
-            "`{}`: archives of this kind are not something that this version can restore yet",
-            chosen.name()
-        );
-    };
+    let reading = reading(work, chosen);
     let (handle, job) = (Handle::current(), work.job.clone());
     // The reading threads end with this call, also when it is dropped.
     let _ends = StopOnDrop(reading.stop.clone());

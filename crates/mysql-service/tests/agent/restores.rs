@@ -141,6 +141,19 @@ async fn a_running_agent_replaces_its_data_when_ordered(flavor: Flavor) {
     monitor.answer(|reply| reply.registered_incarnation = Some(own.clone()));
     refused("a-member", restore(Some(own.clone())), "registered").await;
     monitor.answer(|reply| reply.registered_incarnation = None);
+    // ▲ What cannot be restored is refused while the data is still there, and is in nobody's way.
+    let old = "2099_01_01_00_00_00_bak.tar.gz";
+    fs::write(agent.path("backup").join(old), "an archive").unwrap();
+    let named = Work::RestoreFull {
+        from: RestoreSource::Backup {
+            backup: Some(old.to_owned()),
+        },
+        discard: Some(own.clone()),
+        foreign_cluster: false,
+        dry_run: false,
+    };
+    refused("an-archive", named, "cannot be restored by this version").await;
+    assert_eq!(agent.identity().incarnation, own);
     let pid = agent.report().await.unwrap().server_pid;
     assert!(pid.is_some(), "a refusal left the server as it was");
 
