@@ -9,8 +9,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 use topology::InstanceId;
+use topology::gtid::Transactions;
 
-use crate::catalogue;
+use crate::catalogue::{self, CatalogueError};
 use crate::full::{FOLDER, MANIFEST_NAME, NOTE_NAME, Note};
 use crate::manifest::{BackupId, Manifest};
 use crate::store::{Object, Store, StoreError};
@@ -79,7 +80,13 @@ pub async fn look(store: &Store) -> Result<Vec<Found>, StoreError> {
             }
         };
         let manifest = if complete {
-            catalogue::show(store, &id).await.ok()
+            match catalogue::show(store, &id).await {
+                Ok(manifest) => Some(manifest),
+                Err(CatalogueError::Store(error)) => return Err(error),
+                // Somebody removed it since it was listed.
+                Err(CatalogueError::NotFound { .. } | CatalogueError::Empty(_)) => continue,
+                Err(CatalogueError::Manifest { .. }) => None,
+            }
         } else {
             None
         };
@@ -145,6 +152,20 @@ pub fn decide(found: &[Found], retention: Retention, own: &InstanceId, now: Time
     prunable
 }
 
+/// What the backups that stay have: binlogs are needed from each of them on. None while the manifest of one of them cannot
+/// be read: then nobody knows which binlogs it needs.
+#[must_use]
+pub fn kept<'a>(found: &'a [Found], prunable: &Prunable) -> Option<Vec<&'a Transactions>> {
+    found
+        .iter()
+        .filter(|found| found.complete && !prunable.backups.contains(&found.id))
+        .map(|found| {
+            let manifest = found.manifest.as_ref()?;
+            Some(&manifest.position.transactions)
+        })
+        .collect()
+}
+
 /// Whether nobody is making this backup any more.
 fn is_remains(found: &Found, own: &InstanceId, now: Timestamp) -> bool {
     if found.note.as_ref().is_some_and(|note| note.instance == *own) {
@@ -179,7 +200,6 @@ pub async fn remove(store: &Store, id: &BackupId) -> Result<(), StoreError> {
 mod tests {
     use super::*;
     use crate::manifest::{BackupPosition, Packing, Source, Tool};
-    use topology::gtid::Transactions;
     use topology::{Flavor, ServerId, Version};
 
     const NOW: &str = "2026-11-22T03:00:00Z";
@@ -269,6 +289,31 @@ mod tests {
         let mut all: Vec<Found> = [20, 21, 22].map(|day| found(day, true, None)).to_vec();
         all[2].manifest = None;
         assert_eq!(pruned(&all, Some(1), None), [20]);
+    }
+
+    #[test]
+    fn binlogs_are_needed_from_every_kept_backup_on_and_nobody_knows_which_an_unreadable_one_needs() {
+        let mut all: Vec<Found> = [18, 20, 21, 22].map(|day| found(day, true, None)).to_vec();
+        all.push(found(22, false, Some("b")));
+        let prunable = Prunable {
+            backups: vec![all[0].id.clone()],
+            ..Prunable::default()
+        };
+        assert_eq!(kept(&all, &prunable).unwrap().len(), 3);
+        all[1].manifest = None;
+        assert!(kept(&all, &prunable).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_manifest_of_a_newer_format_is_there_and_cannot_be_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", directory.path().display());
+        let store = Store::open(&url, &[]).unwrap();
+        let id: BackupId = "2026_11_20_01_00_00_bak".parse().unwrap();
+        let name = catalogue::manifest_name(&id);
+        store.put_once(&name, "{\"format\": 999}".into()).await.unwrap();
+        let all = look(&store).await.unwrap();
+        assert!(all[0].complete && all[0].manifest.is_none());
     }
 
     #[test]

@@ -342,6 +342,34 @@ fn names_of_files_are_in_the_order_of_their_numbers() {
     assert_eq!(names, ["binlog.999999", "binlog.1000000"]);
 }
 
+#[test]
+fn only_what_every_kept_backup_has_is_unneeded_and_nothing_after_a_reset() {
+    let base = |state: &str| Transactions::parse_mariadb(state, "").unwrap();
+    let of = |source: &Source, numbers: [u64; 3]| -> Vec<_> {
+        let files = (1..3).zip(numbers.windows(2)).map(|(number, range)| {
+            let before: Vec<(u32, u32, u64)> =
+                (range[0] > 1).then(|| (0, 1, range[0] - 1)).into_iter().collect();
+            let file = File::new(&before).transactions(0, 1, range[0]..=range[1] - 1);
+            cuts(source, &format!("binlog.{number:06}"), &file.bytes, 9000)
+                .remove(0)
+                .segment
+        });
+        files.collect()
+    };
+    let line = of(&source(1), [1, 11, 21]);
+    let index = Index::of(line.clone());
+    let (early, late, lagging) = (base("0-1-15"), base("0-1-20"), base("0-1-5"));
+    assert_eq!(unneeded(&index, &[&early, &late]), line[..1]);
+    // A later backup of a replica that was behind.
+    assert_eq!(unneeded(&index, &[&early, &lagging]), []);
+    assert_eq!(unneeded(&index, &[]), []);
+    // The same numbers once more: the backup does not have these.
+    let again = of(&source(1).after_resets(1), [1, 6, 9]);
+    let index = Index::of(line.into_iter().chain(again));
+    assert_eq!(index.reset_lineages().len(), 1);
+    assert_eq!(unneeded(&index, &[&early, &late]), []);
+}
+
 proptest! {
     /// Servers of one history, some restored, write files; backups are made; the oldest are given up. After each prune
     /// everything between the oldest backup and the end is still there.
@@ -387,7 +415,7 @@ proptest! {
                     }
                     if let Some(oldest) = backups.first() {
                         let index = Index::of(segments.iter().filter(|segment| !removed.contains(&segment.index_object())).cloned());
-                        for segment in unneeded(&index, &oldest.transactions) {
+                        for segment in unneeded(&index, &[&oldest.transactions]) {
                             removed.insert(segment.index_object());
                         }
                     }

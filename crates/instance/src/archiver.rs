@@ -247,6 +247,15 @@ fn describe(failure: &Failure) -> String {
     text
 }
 
+/// Why nothing can be removed after a reset of binlogs, and what helps.
+pub(crate) fn several_lines(lineage: &str) -> String {
+    format!(
+        "the binlogs of {lineage} were reset, so that transactions before and after that have the same numbers and it \
+         cannot be told which of them are archived; make a full backup, then remove by hand the full backups from \
+         before the reset and the older ones of the folders binlog/{lineage}* and binlog/index/{lineage}* in the store"
+    )
+}
+
 /// The full backups that the archive's history goes by.
 pub(crate) async fn bases(store: &Store) -> Result<Vec<Base>, StoreError> {
     let entries = catalogue::list(store).await?;

@@ -185,6 +185,18 @@ impl Index {
             .max_by_key(|source| source.resets())
     }
 
+    /// Servers whose binlogs were reset, so that the archive has several lines of them: these use the same numbers for
+    /// different transactions, and what is compared by numbers alone says nothing.
+    #[must_use]
+    pub fn reset_lineages(&self) -> BTreeSet<&str> {
+        let mut once = BTreeSet::new();
+        self.files
+            .keys()
+            .map(Source::lineage)
+            .filter(|lineage| !once.insert(*lineage))
+            .collect()
+    }
+
     /// Index objects that cannot be used, with the reason.
     #[must_use]
     pub fn damaged(&self) -> &BTreeMap<String, String> {

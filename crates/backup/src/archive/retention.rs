@@ -5,21 +5,27 @@ use topology::gtid::Transactions;
 use super::{ArchivedFile, Index, Seen, Segment};
 use crate::store::{Store, StoreError};
 
-/// The segments that no recovery point needs, which begins with a full backup that is kept: `oldest` is what the oldest of
-/// these has.
+/// The segments that no recovery point needs, which begins with a full backup that is kept: `kept` is what each of these
+/// has. A later backup may lie further back than an earlier one, when it is a lagging replica's.
 ///
-/// A file goes when the oldest backup has everything in it, as a whole. The newest file of each server stays: its
-/// archiver goes on from there. Files with a part missing stay too, since what was in them is not known.
+/// A file goes when every backup has everything in it, as a whole. The newest file of each server stays: its
+/// archiver goes on from there. Files with a part missing stay too, since what was in them is not known. Nothing goes
+/// without a backup, or while transactions have numbers that were used before ([`Index::reset_lineages`]): then no
+/// backup's transactions tell which files it needs.
 #[must_use]
-pub fn unneeded(index: &Index, oldest: &Transactions) -> Vec<Segment> {
+pub fn unneeded(index: &Index, kept: &[&Transactions]) -> Vec<Segment> {
     let mut unneeded = Vec::new();
+    if kept.is_empty() || !index.reset_lineages().is_empty() {
+        return unneeded;
+    }
     for source in index.sources() {
         let files: Vec<&ArchivedFile> = index.files(source).collect();
         let Some((_newest, earlier)) = files.split_last() else {
             continue;
         };
         for file in earlier {
-            if file.whole_up_to() == file.end() && has_everything(oldest, &file.seen()) {
+            if file.whole_up_to() == file.end() && kept.iter().all(|base| has_everything(base, &file.seen()))
+            {
                 unneeded.extend(file.segments().iter().cloned());
             }
         }

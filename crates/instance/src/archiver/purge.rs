@@ -5,14 +5,15 @@
 use std::time::{Duration, SystemTime};
 
 use api::archive::ArchiveOrder;
-use backup::archive::{ArchivedServer, Index, covered, previous_of};
-use backup::store::Store;
+use backup::archive::{ArchivedServer, Base, Index, covered, holes, lost_objects, previous_of};
+use backup::full::claim_store;
+use backup::store::{Store, StoreError};
 use mysql_client::binlog::PreviousGtids;
 use mysql_client::{Endpoint, Server};
 use topology::gtid::Transactions;
 use topology::observation::ServerState;
 
-use super::{Parts, bases};
+use super::{Parts, bases, several_lines};
 
 const PERIOD: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -69,6 +70,14 @@ async fn purge(parts: &Parts, store: &Store, index: &mut Index) -> anyhow::Resul
         index.refresh(store).await?;
         let bases = bases(store).await?;
         let identity = parts.snapshot.borrow().identity.clone();
+        let Some(cluster) = identity.as_ref().and_then(|identity| identity.cluster.clone()) else {
+            anyhow::bail!("no monitor was heard yet, so it is not known to which cluster the data belongs");
+        };
+        // Another cluster's archive says nothing of this server's files.
+        claim_store(store, &cluster).await?;
+        let there = what_is_there(store, index).await?;
+        let why_not = not_to_be_trusted(&there, &bases);
+        problems.extend(why_not.clone());
         let reader = identity.map(|identity| parts.server(&identity)).transpose()?;
         // The server would end the archiver's connection for another one of the same id.
         let reader = reader.map(|reader| ArchivedServer {
@@ -76,11 +85,13 @@ async fn purge(parts: &Parts, store: &Store, index: &mut Index) -> anyhow::Resul
             ..reader
         });
         for file in candidates {
-            let Some(reader) = &reader else { break };
+            let Some(reader) = reader.as_ref().filter(|_| why_not.is_none()) else {
+                break;
+            };
             let Some(previous) = previous_of(reader, file).await? else {
                 continue;
             };
-            let archived = covered(index, &bases, &previous);
+            let archived = covered(&there, &bases, &previous);
             if archived && (over || read_by_all(order.as_ref(), &previous)) {
                 tracing::info!(before = file, "removing binlogs that are archived");
                 server.purge_binlogs_before(file).await?;
@@ -93,6 +104,33 @@ async fn purge(parts: &Parts, store: &Store, index: &mut Index) -> anyhow::Resul
         state.binlog_disk_bytes = Some(total);
     });
     Ok(())
+}
+
+/// The index without the segments whose bytes are gone from the store.
+async fn what_is_there(store: &Store, index: &Index) -> Result<Index, StoreError> {
+    let mut there = index.clone();
+    for segment in lost_objects(store, index).await? {
+        there.remove(&segment);
+    }
+    Ok(there)
+}
+
+/// Why the archive is no reason to remove anything. What comes last is in it, but not what is missing before: the server's
+/// files may be the only ones that have that.
+fn not_to_be_trusted(there: &Index, bases: &[Base]) -> Option<String> {
+    if let Some(lineage) = there.reset_lineages().first() {
+        return Some(format!(
+            "old binlogs stay on the server's disk: {}",
+            several_lines(lineage)
+        ));
+    }
+    holes(there, bases).first().map(|hole| {
+        format!(
+            "old binlogs stay on the server's disk, which may be the only place that has what is missing in the archive: \
+             {} (before {}); make a full backup, then remove the full backups before it",
+            hole.missing, hole.shown_by
+        )
+    })
 }
 
 /// Names of files before which everything is old enough, or must go for the limit; the newest first.

@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use backup::archive::{self, Index};
+use backup::archive::{self, Index, Segment};
 use backup::catalogue::{self, CatalogueError};
 use backup::manifest::{BackupId, Manifest};
-use backup::prune::{self, Prunable, Retention};
+use backup::prune::{self, Found, Prunable, Retention};
 use backup::restore::local_store;
 use backup::store::Store;
 use jiff::Timestamp;
@@ -17,6 +17,7 @@ use serde_json::json;
 use tokio::runtime::Handle;
 
 use super::{Job, JobError, Outcome, Tools};
+use crate::archiver;
 
 /// The store, which must be configured.
 pub(super) fn store(tools: &Tools) -> Result<Store, JobError> {
@@ -48,7 +49,7 @@ pub(super) async fn find(store: &Store, name: Option<&str>) -> Result<Manifest, 
     })
 }
 
-/// Removes what no rule keeps, what interrupted backups left, and the binlogs before the oldest backup that is kept.
+/// Removes what no rule keeps, what interrupted backups left, and the binlogs that no kept backup needs.
 pub(super) async fn prune(
     tools: &Tools,
     job: &Job,
@@ -68,17 +69,11 @@ pub(super) async fn prune(
         ));
     }
     let prunable = prune::decide(&found, retention, &tools.config.id, Timestamp::now());
-    let oldest = found
-        .iter()
-        .filter(|found| !prunable.backups.contains(&found.id))
-        .find_map(|found| found.manifest.as_ref());
     // Without a rule nothing that is complete goes, and so no binlog does.
-    let segments = match oldest {
-        Some(oldest) if retention != Retention::default() => {
-            let index = Index::load(&store).await?;
-            archive::unneeded(&index, &oldest.position.transactions)
-        }
-        _ => Vec::new(),
+    let segments = if retention == Retention::default() {
+        Vec::new()
+    } else {
+        unneeded_segments(&store, job, &found, &prunable).await?
     };
     if !dry_run {
         job.step("removing", None);
@@ -91,6 +86,29 @@ pub(super) async fn prune(
         }
     }
     Ok(pruned(&prunable, segments.len(), dry_run))
+}
+
+async fn unneeded_segments(
+    store: &Store,
+    job: &Job,
+    found: &[Found],
+    prunable: &Prunable,
+) -> Result<Vec<Segment>, JobError> {
+    let Some(kept) = prune::kept(found, prunable) else {
+        job.warn(
+            "no binlogs are removed while the manifest of a backup that stays cannot be read: it may need them"
+                .to_owned(),
+        );
+        return Ok(Vec::new());
+    };
+    let index = Index::load(store).await?;
+    for lineage in index.reset_lineages() {
+        job.warn(format!(
+            "no binlogs are removed from the store: {}",
+            archiver::several_lines(lineage)
+        ));
+    }
+    Ok(archive::unneeded(&index, &kept))
 }
 
 fn pruned(prunable: &Prunable, segments: usize, dry_run: bool) -> Outcome {
