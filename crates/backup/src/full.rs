@@ -143,6 +143,25 @@ pub async fn claim_store(store: &Store, cluster: &ClusterId) -> Result<(), FullE
     }
 }
 
+/// Sees that a store has every segment of a backup, each as long as its manifest says.
+///
+/// # Errors
+/// [`FullError::Lost`] for the first that is not so, or when the store fails.
+pub async fn see_segments(store: &Store, manifest: &Manifest) -> Result<(), FullError> {
+    let folder = format!("{FOLDER}/{}", manifest.id);
+    let objects = store.list(&folder).await?;
+    for segment in &manifest.segments {
+        let name = format!("{folder}/{}", segment.name);
+        let what = match objects.iter().find(|object| object.name == name) {
+            Some(object) if object.length == segment.length => continue,
+            Some(object) => format!("{} bytes instead of {}", object.length, segment.length),
+            None => "it is gone".to_owned(),
+        };
+        return Err(FullError::Lost { name, what });
+    }
+    Ok(())
+}
+
 impl Begun {
     /// Takes a name and says that the backup is being made.
     ///
@@ -261,16 +280,7 @@ impl Begun {
     /// When a segment is missing or another manifest is there, or the store fails.
     pub async fn finish(&self, manifest: &Manifest) -> Result<(), FullError> {
         debug_assert_eq!((manifest.format, &manifest.id), (MANIFEST_FORMAT, &self.id));
-        let objects = self.store.list(&self.folder()).await?;
-        for segment in &manifest.segments {
-            let name = self.name(&segment.name);
-            let what = match objects.iter().find(|object| object.name == name) {
-                Some(object) if object.length == segment.length => continue,
-                Some(object) => format!("{} bytes instead of {}", object.length, segment.length),
-                None => "it is gone".to_owned(),
-            };
-            return Err(FullError::Lost { name, what });
-        }
+        see_segments(&self.store, manifest).await?;
         match self
             .store
             .put_once(&self.name(MANIFEST_NAME), document(manifest))

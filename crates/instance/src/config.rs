@@ -567,6 +567,10 @@ mod tests {
             ("backup_threads = 0", "backup_threads"),
             ("restore_from_store = true", "backup_store"),
             ("backup_store = \"backups\"", "backup_store"),
+            (
+                "backup_store = \"file:///var/lib/mysql_backup/store\"",
+                "backup_directory",
+            ),
         ] {
             let error = with(more).unwrap_err().to_string();
             assert!(error.contains(word), "{more}: {error}");

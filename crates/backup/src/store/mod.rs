@@ -182,6 +182,15 @@ impl Store {
         })
     }
 
+    /// The directory of a store's URL, if it is in one.
+    #[must_use]
+    pub fn directory_of(url: &str) -> Option<PathBuf> {
+        let url = url::Url::parse(url).ok()?;
+        (url.scheme() == "file")
+            .then(|| url.to_file_path().ok())
+            .flatten()
+    }
+
     /// The URL, without credentials.
     #[must_use]
     pub fn url(&self) -> &str {

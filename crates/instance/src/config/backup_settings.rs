@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use backup::manifest::Packing;
@@ -90,6 +92,19 @@ impl InstanceConfig {
             .transpose()
     }
 
+    /// Why the local backup directory cannot be told from the store: a backup that is removed here would be gone there.
+    pub(crate) fn overlap(&self) -> Option<String> {
+        let store = Store::directory_of(self.backup_store.as_deref()?)?;
+        overlap(&store, &self.backup_directory).then(|| {
+            format!(
+                "backup_store `{}` and backup_directory `{}` are the same directory, or one lies in the other: what is \
+                 removed here would be gone there; give each its own",
+                store.display(),
+                self.backup_directory.display()
+            )
+        })
+    }
+
     pub(super) fn check_backup_settings(&self) -> Result<(), ConfigError> {
         let invalid = |message: String| Err(ConfigError::Invalid(message));
         let highest = match self.backup_compression {
@@ -125,7 +140,51 @@ impl InstanceConfig {
             Some(url) if !url.contains("://") => invalid(format!(
                 "backup_store `{url}` is not a URL such as file:///var/lib/backups or s3://bucket/prefix"
             )),
-            _ => Ok(()),
+            _ => self.overlap().map_or(Ok(()), invalid),
         }
+    }
+}
+
+/// Whether two directories are one, or one lies in the other, whatever links and mounts their paths go through.
+fn overlap(one: &Path, other: &Path) -> bool {
+    let (one, other) = (real(one), real(other));
+    lies_in(&one, &other) || lies_in(&other, &one)
+}
+
+fn lies_in(inner: &Path, outer: &Path) -> bool {
+    let place = |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    let outer_place = place(outer);
+    inner
+        .ancestors()
+        .any(|folder| folder == outer || (outer_place.is_some() && place(folder) == outer_place))
+}
+
+/// The path without links, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    for folder in path.ancestors() {
+        if let (Ok(real), Ok(rest)) = (folder.canonicalize(), path.strip_prefix(folder)) {
+            return real.join(rest);
+        }
+    }
+    path.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_overlap_through_links_and_before_they_exist() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        fs::create_dir(path("a")).unwrap();
+        std::os::unix::fs::symlink(path("a"), path("link")).unwrap();
+        assert!(overlap(&path("a"), &path("a")));
+        assert!(overlap(&path("a"), &path("link")));
+        assert!(overlap(&path("link/x/y"), &path("a")));
+        assert!(overlap(&path("a"), &path("link/x")));
+        assert!(overlap(&path("new"), &path("new/store")));
+        assert!(!overlap(&path("new"), &path("new_store")));
+        assert!(!overlap(&path("a"), &path("b")));
     }
 }

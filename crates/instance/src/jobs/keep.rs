@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use backup::archive::{self, Index, Segment};
-use backup::catalogue::{self, CatalogueError};
+use backup::catalogue::{self, CatalogueError, Entry};
+use backup::full::{FullError, see_segments};
 use backup::manifest::{BackupId, Manifest};
 use backup::prune::{self, Found, Prunable, Retention};
 use backup::restore::local_store;
-use backup::store::Store;
+use backup::store::{Store, StoreError};
 use jiff::Timestamp;
 use serde_json::json;
 use tokio::runtime::Handle;
@@ -161,9 +162,12 @@ pub(super) async fn fetch(tools: &Tools, job: &Arc<Job>, name: Option<&str>) -> 
     })
 }
 
-/// Empties the local backup directory of what is elsewhere: backups that the store has, binlogs that were fetched from
-/// it, and single files, which whoever asks has taken over. What only this directory has stays.
+/// Empties the local backup directory of what is elsewhere: backups that the store has, and single files, which whoever
+/// asks has taken over. What only this directory has stays.
 pub(super) async fn clean(tools: &Tools, job: &Job) -> Result<Outcome, JobError> {
+    if let Some(overlap) = tools.config.overlap() {
+        return Err(JobError::Refused(overlap));
+    }
     let directory = &tools.config.backup_directory;
     let local = local_store(directory)?;
     let mut removed = Vec::new();
@@ -171,20 +175,15 @@ pub(super) async fn clean(tools: &Tools, job: &Job) -> Result<Outcome, JobError>
     if !own.is_empty() {
         let store = store(tools)?;
         for entry in own {
-            let name = catalogue::manifest_name(&entry.id);
-            let same = match (local.get(&name).await, store.get(&name).await) {
-                (Ok(ours), Ok(theirs)) => ours == theirs,
-                _ => false,
-            };
-            if same {
+            if let Some(why) = not_in_store(&store, &local, &entry).await? {
+                job.warn(format!(
+                    "{} is not in the backup store as it is here: {why}; it stays",
+                    entry.id
+                ));
+            } else {
                 prune::remove(&local, &entry.id).await?;
                 remove_folder(&directory.join(backup::full::FOLDER).join(entry.id.as_str()))?;
                 removed.push(entry.id.to_string());
-            } else {
-                job.warn(format!(
-                    "{} is not in the backup store as it is here; it stays",
-                    entry.id
-                ));
             }
         }
     }
@@ -196,11 +195,32 @@ pub(super) async fn clean(tools: &Tools, job: &Job) -> Result<Outcome, JobError>
             removed.push(name);
         }
     }
-    remove_folder(&directory.join("binlog"))?;
     Ok(Outcome {
         sentence: format!("removed {} backups from `{}`", removed.len(), directory.display()),
         result: Some(json!({ "removed": removed })),
     })
+}
+
+/// Why a local backup is not in the store as it is here; none when it is, with everything that belongs to it.
+async fn not_in_store(store: &Store, local: &Store, entry: &Entry) -> Result<Option<String>, StoreError> {
+    let manifest = match &entry.manifest {
+        Ok(manifest) => manifest,
+        Err(reason) => return Ok(Some(format!("its manifest cannot be read ({reason})"))),
+    };
+    let name = catalogue::manifest_name(&entry.id);
+    let theirs = match store.get(&name).await {
+        Ok(theirs) => theirs,
+        Err(StoreError::NotFound { .. }) => return Ok(Some("there is none of that name".to_owned())),
+        Err(error) => return Err(error),
+    };
+    if local.get(&name).await? != theirs {
+        return Ok(Some("the manifests differ".to_owned()));
+    }
+    match see_segments(store, manifest).await {
+        Ok(()) => Ok(None),
+        Err(FullError::Store(error)) => Err(error),
+        Err(lost) => Ok(Some(lost.to_string())),
+    }
 }
 
 fn remove_folder(folder: &Path) -> anyhow::Result<()> {

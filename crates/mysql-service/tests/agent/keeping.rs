@@ -70,9 +70,18 @@ async fn a_backup_is_checked_fetched_and_restored_from_the_local_directory(flavo
         .unwrap();
     assert_eq!(rows.as_deref(), Some("2"));
 
+    // Half of it is gone from the store: the copy stays.
+    let local = agent.path("backup/full").join(manifest.id.as_str());
+    let away = agent.path("away");
+    fs::rename(&segment, &away).unwrap();
+    let job = agent.run_job("clean-half", Work::CleanBackups).await;
+    assert!(local.exists(), "{job:?}");
+    assert!(job.warnings[0].contains("it is gone"), "{job:?}");
+    fs::rename(&away, &segment).unwrap();
+
     // Handed over: the store has what is here. What interrupted backups left goes with a prune.
     agent.run_job("clean", Work::CleanBackups).await;
-    assert!(!agent.path("backup/full").join(manifest.id.as_str()).exists());
+    assert!(!local.exists());
     assert!(agent.path("backup/restore.json").exists());
     let remains = agent.store_directory().join("full/2026_01_01_00_00_00_bak");
     fs::create_dir(&remains).unwrap();
