@@ -68,20 +68,22 @@ fn restrain_replicas(situation: &Situation<'_>) -> Vec<Step> {
             });
         }
         let acknowledges = seen.semi_sync.replica_enabled || seen.semi_sync.replica_active;
-        let shut_out = situation
+        let locked_at = situation
             .master()
-            .is_some_and(|master| member.fenced_at.contains(master) && situation.follows(id, master));
+            .filter(|master| member.fenced_at.contains(*master));
+        let shut_out = locked_at.is_some_and(|master| situation.follows(id, master));
         if acknowledges && !situation.cluster.ackers.contains(id) && !shut_out {
             let applies = seen
                 .replication
                 .as_ref()
                 .is_none_or(|replication| replication.applier_running);
-            steps.push(if applies {
-                Step::SetAcknowledging { at, on: false }
-            } else {
-                // Its receiver is not restarted under a stopped applier; so the state follows it.
-                record(Change::AddAcker { instance: at })
-            });
+            if applies {
+                steps.push(Step::SetAcknowledging { at, on: false });
+            } else if locked_at.is_none() {
+                // Its receiver is not restarted under a stopped applier; so the state follows it. One whose account is
+                // locked at the master acknowledges nothing there, whomever it follows.
+                steps.push(record(Change::AddAcker { instance: at }));
+            }
         }
         if member.active && member.paused && applies_in_spite_of_pause(seen) {
             steps.push(Step::StopApplying { at: id.clone() });

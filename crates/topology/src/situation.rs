@@ -317,16 +317,17 @@ impl<'a> Situation<'a> {
         match other_seen.transactions.lacks(had) {
             Lacks::Nothing => Judgement::Clean,
             Lacks::Unknown(why) => Judgement::Unknown(why),
-            Lacks::These(_) if only_waiting(other_seen, had) => Judgement::Clean,
+            Lacks::These(_) if holds_back(other_seen, had) => Judgement::Clean,
             Lacks::These(these) => Judgement::Errant(these),
         }
     }
 }
 
-/// Whether the missing transactions are such that `source` itself wrote and holds back until they are
+/// Whether the transactions of `had` that `source` lacks are such that it wrote itself and holds back until they are
 /// acknowledged. MySQL counts a transaction in `gtid_executed` only after the acknowledgement, while replicas
 /// have it already; MariaDB counts it when it is in the binlog.
-fn only_waiting(source: &Observation, had: &Transactions) -> bool {
+#[must_use]
+pub fn holds_back(source: &Observation, had: &Transactions) -> bool {
     let (Transactions::Mysql(executed), Transactions::Mysql(had)) = (&source.transactions, had) else {
         return false;
     };

@@ -201,7 +201,8 @@ pub(crate) fn errant(situation: &Situation<'_>, id: &InstanceId) -> Option<Reaso
 /// Ends an instance's following.
 ///
 /// # Errors
-/// When it follows nobody, is paused, or acknowledges and can neither be reached nor shut out.
+/// When it follows nobody, is paused, cannot apply what it received, or acknowledges and can neither be reached nor
+/// shut out.
 pub fn detach(situation: &Situation<'_>, id: &InstanceId) -> Result<Plan, Refusal> {
     let member = registered(situation, id)?;
     let reachable = situation.trusted(id).is_some();
@@ -223,13 +224,8 @@ pub fn detach(situation: &Situation<'_>, id: &InstanceId) -> Result<Plan, Refusa
     if member.paused && member.role != Role::Master && reachable {
         reasons.push(Reason::new("paused", format!("{id} is paused: resume it first")));
     }
-    let release = if acker {
-        ackers::release(situation, id, member)
-    } else {
-        Some(Vec::new())
-    };
-    let release = release.unwrap_or_else(|| {
-        reasons.push(cannot_be_released(situation, id, reachable));
+    let release = release(situation, id, member, acker).unwrap_or_else(|why| {
+        reasons.push(why);
         Vec::new()
     });
     let last_acker = acker && situation.cluster.ackers.len() == 1;
@@ -306,6 +302,25 @@ pub fn detach(situation: &Situation<'_>, id: &InstanceId) -> Result<Plan, Refusa
     let mut plan = Plan::new(Purpose::Detach { instance: id.clone() }, steps);
     plan.warnings = warnings;
     Ok(plan)
+}
+
+/// The steps after which nothing is lost when it follows nobody.
+fn release(
+    situation: &Situation<'_>,
+    id: &InstanceId,
+    member: &Member,
+    acker: bool,
+) -> Result<Vec<Step>, Reason> {
+    // What it received and cannot apply would be forgotten with its source.
+    let stuck = situation.source(id) != Source::Nobody && !applier_error(situation, id).is_empty();
+    let steps = if stuck {
+        None
+    } else if acker {
+        ackers::release(situation, id, member)
+    } else {
+        Some(Vec::new())
+    };
+    steps.ok_or_else(|| cannot_be_released(situation, id, situation.trusted(id).is_some()))
 }
 
 fn applier_error(situation: &Situation<'_>, id: &InstanceId) -> String {
