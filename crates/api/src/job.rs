@@ -88,6 +88,9 @@ pub enum Work {
     RestoreIncremental {
         /// How far.
         target: Target,
+        /// Where the binlogs come from.
+        #[serde(default, skip_serializing_if = "Binlogs::is_any")]
+        binlogs: Binlogs,
         /// GTIDs of transactions to leave out.
         #[serde(default)]
         skip: Vec<String>,
@@ -95,6 +98,28 @@ pub enum Work {
         #[serde(default)]
         dry_run: bool,
     },
+}
+
+/// Where the binlogs of an incremental restore come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Binlogs {
+    /// The files in the local backup directory if there are any, else the archive. Files that are wholly applied are
+    /// removed.
+    #[default]
+    Any,
+    /// The archive: files that somebody put into the local backup directory are neither read nor removed.
+    Archive,
+}
+
+impl Binlogs {
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde calls it with a reference"
+    )]
+    fn is_any(&self) -> bool {
+        *self == Self::Any
+    }
 }
 
 /// The form of a full backup.

@@ -102,23 +102,44 @@ pub async fn settings_before(server: &mut Server) -> Result<Settings, Error> {
 /// # Errors
 /// When the server does not answer, or a setting is not what it was set to.
 pub async fn leave(server: &mut Server, before: &Settings) -> Result<(), ReplayError> {
+    // Whomever it follows by now, what it commits goes to the disk. The number of appliers can only be changed while
+    // none runs.
+    let durable: Settings = before
+        .iter()
+        .filter(|(name, _)| !name.contains("parallel"))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    server.set_global_settings(&durable).await?;
+    server.flush_to_disk().await?;
     detach(server).await?;
     server.set_global_settings(before).await?;
-    server.flush_to_disk().await?;
     Ok(())
+}
+
+/// Refuses a server that follows somebody, unless it is a replay's source.
+///
+/// # Errors
+/// [`ReplayError::Refused`] then; or when the server does not answer.
+pub async fn refuse_follower(server: &mut Server) -> Result<(), ReplayError> {
+    replay_of(server).await.map(drop)
+}
+
+/// The replay that a server is in, if it follows anybody; any other source is refused.
+async fn replay_of(server: &mut Server) -> Result<Option<ReplayState>, ReplayError> {
+    let state = server.replay_state().await?;
+    match state {
+        Some(state) if !state.source.is_loopback() || state.user != USER => Err(ReplayError::Refused(
+            format!("the server follows {}: detach it before a replay", state.source),
+        )),
+        state => Ok(state),
+    }
 }
 
 /// Ends the following of a replay's source; of any other it is refused.
 async fn detach(server: &mut Server) -> Result<(), ReplayError> {
-    let Some(state) = server.replay_state().await? else {
+    let Some(state) = replay_of(server).await? else {
         return Ok(());
     };
-    if !state.source.is_loopback() || state.user != USER {
-        return Err(ReplayError::Refused(format!(
-            "the server follows {}: detach it before a replay",
-            state.source
-        )));
-    }
     if state.receiver_started {
         server.stop_receiver().await?;
     }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use mysql_client::binlog::{BinlogScanner, Gtid, Part, PreviousGtids};
 use mysql_client::replication_server::Owned;
 use tokio::io::AsyncReadExt as _;
+use topology::gtid::GtidSet;
 
 use super::have::Have;
 use super::local_files::{LocalRange, name_of};
@@ -39,6 +40,23 @@ struct Found {
     has_more: bool,
     /// The first transaction in it that is neither sent nor provably at the server, and how many there are.
     in_doubt: Option<(Gtid, u64)>,
+    /// What the file says was logged before it, and what is in it, of whatever is whole.
+    history: GtidSet,
+}
+
+/// The file that goes on with another history than what was sent before it: transactions that were sent and that its
+/// server did not have, though it adds some of its own. Of MySQL: on MariaDB the numbers tell it.
+fn fork(sent: &GtidSet, history: &GtidSet, adds: bool) -> Option<String> {
+    let extra = sent.subtract(history);
+    (adds && !extra.is_empty()).then(|| extra.to_string())
+}
+
+/// The set of a MySQL server.
+fn set_of(have: &Have) -> GtidSet {
+    match have.to_owned() {
+        Owned::Mysql(set) => set,
+        Owned::Mariadb(_) => GtidSet::default(),
+    }
 }
 
 /// What a replay of `files`, in the order of the binlog, to `target` would do for a server with `have`.
@@ -57,7 +75,15 @@ pub async fn plan_local(
     let mut warnings = Vec::new();
     for path in files {
         let before = walk.transactions + walk.skipped;
+        let (sent, adding) = (set_of(walk.have()).subtract(&set_of(have)), walk.transactions);
         let found = look_into(path, &mut walk, &mut served_ids).await?;
+        if let Some(extra) = fork(&sent, &found.history, walk.transactions > adding) {
+            return Err(PlanError::Refused(format!(
+                "the files have two histories: {} goes on without {extra}, which an earlier file has. Take away the \
+                 files of the one that does not count, or leave its transactions out",
+                path.display()
+            )));
+        }
         if walk.transactions + walk.skipped > before {
             ranges.push(LocalRange {
                 path: path.clone(),
@@ -105,6 +131,7 @@ async fn look_into(
         .map_err(|error| refused(format!("cannot open it: {error}")))?;
     let mut scanner = BinlogScanner::new();
     let mut found = Found::default();
+    let mut inside = Have::owned(&Owned::Mysql(GtidSet::default()));
     let mut chunk = vec![0; 1024 * 1024];
     loop {
         let read = file
@@ -126,6 +153,9 @@ async fn look_into(
             let Some(event) = step.event else { continue };
             match event.part {
                 Part::Ends(transaction) => {
+                    if let Gtid::Mysql(_) = transaction.gtid {
+                        inside.add(&transaction.gtid);
+                    }
                     let (sent, ended) = (walk.transactions, walk.has_ended());
                     let go = walk.next(&transaction)?;
                     match go {
@@ -149,6 +179,9 @@ async fn look_into(
                         source,
                     })?;
                     refuse_a_gap(path, previous.as_ref(), walk)?;
+                    if let Some(PreviousGtids::Mysql(previous)) = previous {
+                        found.history = previous;
+                    }
                 }
                 Part::Begins | Part::Continues => {}
             }
@@ -156,6 +189,7 @@ async fn look_into(
     }
     // What is not whole is not applied, and the file is kept.
     found.has_more |= scanner.open().is_some() || scanner.position() != scanner.event_position();
+    found.history = found.history.union(&set_of(&inside));
     Ok(found)
 }
 
@@ -176,4 +210,28 @@ fn refuse_a_gap(
         missing.join(", "),
         path.display()
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_goes_on_without_what_was_sent_is_another_history() {
+        let gtids = |text: &str| -> GtidSet {
+            let text = text
+                .replace('A', "45674480-e651-11f1-b0ea-02fc00000001")
+                .replace('B', "45674480-e651-11f1-b0ea-02fc00000002");
+            text.parse().unwrap()
+        };
+        let sent = gtids("A:1-100");
+        // The next file of the same server, and another server's that has all of it.
+        assert_eq!(fork(&sent, &gtids("A:1-120"), true), None);
+        assert_eq!(fork(&sent, &gtids("A:1-100,B:1-9"), true), None);
+        // The deposed master's tail is not in the new master's history.
+        let extra = fork(&sent, &gtids("A:1-90,B:1-9"), true);
+        assert_eq!(extra, Some(gtids("A:91-100").to_string()));
+        // It adds nothing: an overlap.
+        assert_eq!(fork(&sent, &gtids("A:1-90"), false), None);
+    }
 }

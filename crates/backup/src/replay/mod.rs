@@ -32,7 +32,7 @@ mod plan;
 mod selection;
 mod walk;
 
-pub use apply::{ReplayError, Wish, apply, leave, settings_before};
+pub use apply::{ReplayError, Wish, apply, leave, refuse_follower, settings_before};
 pub use archived::ArchivedHistory;
 pub use chain::{Chain, Gap, GapKind, Link, chain};
 pub use cuts::{CutsError, StoredCut, cuts_of};

@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use api::job::Target as WantedTarget;
+use api::job::{Binlogs, Target as WantedTarget};
 use backup::archive::{Index, file_number};
 use backup::replay::{
     ArchivedHistory, Cuts, Have, LeftOut, LocalHistory, PlanError, ReplayError, Summary, Target, Wish, apply,
-    cuts_of, plan, plan_local, settings_before,
+    cuts_of, plan, plan_local, refuse_follower, settings_before,
 };
 use jiff::Timestamp;
 use mysql_client::binlog::Gtid;
@@ -39,6 +39,7 @@ const DEADLINE: Duration = Duration::from_mins(10);
 #[derive(Debug, Clone)]
 pub(super) struct Request {
     pub(super) target: WantedTarget,
+    pub(super) binlogs: Binlogs,
     pub(super) skip: Vec<String>,
     pub(super) dry_run: bool,
 }
@@ -74,6 +75,7 @@ pub(super) async fn restore_incremental(
     let have = Have::transactions(&server.transactions().await?);
     let prepared = prepare(
         tools,
+        request.binlogs,
         &mut server,
         &have,
         &target,
@@ -176,13 +178,17 @@ fn gtid(text: &str) -> Result<Gtid, JobError> {
 
 async fn prepare(
     tools: &Tools,
+    binlogs: Binlogs,
     server: &mut Server,
     have: &Have,
     target: &Target,
     mut left_out: LeftOut,
 ) -> Result<Prepared, JobError> {
     let settings = relaxed_settings(server.flavor(), appliers());
-    let files = local_binlogs(tools)?;
+    let files = match binlogs {
+        Binlogs::Any => local_binlogs(tools)?,
+        Binlogs::Archive => Vec::new(),
+    };
     if !files.is_empty() {
         let planned = plan_local(&files, have, target, left_out)
             .await
@@ -310,6 +316,8 @@ async fn replay<H: History>(
     wish: &Wish,
     summary: &Summary,
 ) -> Result<(), JobError> {
+    // ▲ Before the marker is there: what puts an interrupted replay's settings back ends what is followed.
+    refuse_follower(&mut server).await.map_err(not_replayed)?;
     replaying::begin().await;
     let data_directory = &tools.config.data_directory;
     let before = match Marker::load(data_directory)? {
@@ -340,12 +348,16 @@ async fn replay<H: History>(
             ));
         }
     }
-    applied.map_err(|error| match error {
-        ReplayError::Refused(sentence) => JobError::Refused(sentence),
-        other => JobError::Failed(other.into()),
-    })?;
+    applied.map_err(not_replayed)?;
     Marker::remove(data_directory)?;
     Ok(())
+}
+
+fn not_replayed(error: ReplayError) -> JobError {
+    match error {
+        ReplayError::Refused(sentence) => JobError::Refused(sentence),
+        other => JobError::Failed(other.into()),
+    }
 }
 
 /// Transactions that were added, about: MariaDB's numbers may have holes.

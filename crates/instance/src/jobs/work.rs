@@ -42,6 +42,7 @@ pub(super) async fn carry_out(tools: &Arc<Tools>, job: &Arc<Job>) -> Result<Outc
         Work::FetchIncrement => fetch_increment(tools, job).await,
         Work::RestoreIncremental {
             target,
+            binlogs,
             skip,
             dry_run,
         } => {
@@ -50,6 +51,7 @@ pub(super) async fn carry_out(tools: &Arc<Tools>, job: &Arc<Job>) -> Result<Outc
                 job,
                 Request {
                     target,
+                    binlogs,
                     skip,
                     dry_run,
                 },

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use api::backup::{
     BackupDocument, BackupKind, BackupRequest, PruneRequest, RestoreRequest, ScaleOutRequest, ScaleOutSource,
 };
-use api::job::{RestoreSource, Work};
+use api::job::{Binlogs, RestoreSource, Work};
 use topology::gtid::Lacks;
 use topology::status::status;
 use topology::{Incarnation, InstanceId, Reason, Refusal, Role, Situation, Status};
@@ -201,6 +201,7 @@ fn restore(facts: &Facts<'_>, at: &InstanceId, request: &RestoreRequest) -> Resu
             dry_run,
         } => Work::RestoreIncremental {
             target,
+            binlogs: Binlogs::Any,
             skip,
             dry_run,
         },

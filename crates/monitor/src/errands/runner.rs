@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use api::FORMAT;
 use api::client::{Client, Error};
-use api::job::{JobDocument, JobRequest, JobState, RestoreSource, Target, Work};
+use api::job::{Binlogs, JobDocument, JobRequest, JobState, RestoreSource, Target, Work};
 use api::operation::OperationState;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -299,6 +299,8 @@ impl<S: Store> Runner<S> {
     async fn catch_up(&mut self, at: &InstanceId) -> Result<String, Stop> {
         let work = Work::RestoreIncremental {
             target: Target::End,
+            // What lies in the local backup directory is a person's.
+            binlogs: Binlogs::Archive,
             skip: Vec::new(),
             dry_run: false,
         };

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 use api::backup::RestoreRequest;
-use api::job::{RestoreSource, Target, Work};
+use api::job::{Binlogs, RestoreSource, Target, Work};
 use jiff::Timestamp;
 
 use super::work::{self, Place};
@@ -46,6 +46,7 @@ async fn incremental(options: &RestoreIncremental) -> Result<(), Failure> {
     let target = target(options)?;
     let work = Work::RestoreIncremental {
         target: target.clone(),
+        binlogs: Binlogs::Any,
         skip: options.skip_gtid.clone(),
         dry_run: options.dry_run,
     };

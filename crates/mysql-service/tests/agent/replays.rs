@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use api::job::{JobDocument, JobState, RestoreSource, Target, Work};
+use api::job::{Binlogs, JobDocument, JobState, RestoreSource, Target, Work};
 use backup::archive::{Composer, Source, deposit};
 use topology::Flavor;
 
@@ -245,6 +245,7 @@ fn only_entry(directory: &std::path::Path) -> PathBuf {
 fn incremental(target: Target, dry_run: bool) -> Work {
     Work::RestoreIncremental {
         target,
+        binlogs: Binlogs::Any,
         skip: Vec::new(),
         dry_run,
     }
