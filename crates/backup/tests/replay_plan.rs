@@ -28,6 +28,10 @@ impl Archive {
     /// A file of a server, in small segments.
     async fn put(&self, server: u32, name: &str, file: &File) {
         let source = Source::mariadb(ServerId(server), &MARIADB_UUID.parse().unwrap());
+        self.put_line(source, name, file).await;
+    }
+
+    async fn put_line(&self, source: Source, name: &str, file: &File) {
         let mut composer = Composer::new(source, Flavor::Mariadb, name);
         for piece in file.bytes.chunks(500) {
             composer.push(piece).unwrap();
@@ -138,6 +142,26 @@ async fn exactly_what_is_wanted_is_served_from_wherever_the_server_is() {
     let plan = archive.plan("0-1-12", Target::End).await.unwrap();
     assert_eq!(plan.summary.transactions, 28);
     assert_eq!(plan.reached, Owned::Mariadb("0-1-40".parse().unwrap()));
+}
+
+#[tokio::test]
+async fn lines_of_one_server_that_use_the_same_numbers_are_not_mixed() {
+    let archive = two_files().await;
+    let line = Source::mariadb(ServerId(1), &MARIADB_UUID.parse().unwrap()).after_resets(1);
+    // Other numbers of the same server are no matter.
+    let on = File::new(&[(0, 1, 40)]).transactions(0, 1, 41..=50);
+    archive.put_line(line.clone(), "binlog.000001", &on).await;
+    let plan = archive.plan("", Target::End).await.unwrap();
+    assert_eq!(plan.summary.transactions, 50);
+    let again = File::new(&[]).transactions(0, 1, 1..=30);
+    archive
+        .put_line(line.after_resets(2), "binlog.000001", &again)
+        .await;
+    let refusal = refusal(archive.plan("0-1-5", Target::End).await);
+    assert!(
+        refusal.contains("were reset") && refusal.contains("-2 uses the same numbers"),
+        "{refusal}"
+    );
 }
 
 /// ▲ A replica skips in silence what bears its own id.

@@ -197,6 +197,27 @@ impl Index {
             .collect()
     }
 
+    /// Two lines of one server with transactions of the same numbers, if there are any.
+    #[must_use]
+    pub fn reused(&self) -> Option<(&Source, &Source)> {
+        let of = |source: &Source| {
+            self.files(source)
+                .map(ArchivedFile::seen)
+                .reduce(|seen, more| seen.join(&more))
+        };
+        self.reset_lineages().into_iter().find_map(|lineage| {
+            let lines: Vec<(&Source, Seen)> = self
+                .sources()
+                .filter(|source| source.lineage() == lineage)
+                .filter_map(|source| Some((source, of(source)?)))
+                .collect();
+            lines.iter().enumerate().find_map(|(at, (line, seen))| {
+                let (later, _) = lines[at + 1..].iter().find(|(_, other)| seen.meets(other))?;
+                Some((*line, *later))
+            })
+        })
+    }
+
     /// Index objects that cannot be used, with the reason.
     #[must_use]
     pub fn damaged(&self) -> &BTreeMap<String, String> {

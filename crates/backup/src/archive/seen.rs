@@ -116,6 +116,19 @@ impl From<Runs> for String {
 }
 
 impl Seen {
+    /// Whether a transaction of one may be in the other, too.
+    #[must_use]
+    pub fn meets(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Mysql(one), Self::Mysql(other)) => one.subtract(other) != *one,
+            (Self::Mariadb(one), Self::Mariadb(other)) => one.iter().any(|(domain, server, first, last)| {
+                let run = other.0.get(&(domain, server));
+                run.is_some_and(|&(begin, end)| first <= end && begin <= last)
+            }),
+            _ => false,
+        }
+    }
+
     /// Of no bytes.
     #[must_use]
     pub fn nothing(flavor: Flavor) -> Self {

@@ -111,6 +111,7 @@ pub async fn plan(
     target: &Target,
     left_out: LeftOut,
 ) -> Result<Plan, PlanError> {
+    refuse_reused_numbers(index)?;
     refuse_what_is_past(index, have, target)?;
     let chain = chain(index, have, &left_out.cuts);
     let mut walk = Walk::new(have.clone(), target.clone(), left_out.clone());
@@ -226,6 +227,18 @@ async fn look_into(
 }
 
 /// What the server has must not be beyond the target. (A range of which it has a part is looked into later.)
+/// What a server has, and what a file follows, is told by numbers alone.
+fn refuse_reused_numbers(index: &Index) -> Result<(), PlanError> {
+    let Some((before, after)) = index.reused() else {
+        return Ok(());
+    };
+    Err(PlanError::Refused(format!(
+        "the binlogs of {before} were reset, and {after} uses the same numbers for other transactions, so that it cannot \
+         be told which of them the server lacks: move the folders of the line that the full backup does not belong to \
+         (binlog/{before} and binlog/index/{before}, or those of {after}) out of the store first"
+    )))
+}
+
 fn refuse_what_is_past(index: &Index, have: &Have, target: &Target) -> Result<(), PlanError> {
     let beyond = |latest: u64| {
         let sentence = format!(
