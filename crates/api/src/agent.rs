@@ -49,6 +49,9 @@ pub struct InstanceReport {
     pub server_id: Option<ServerId>,
     /// What the server process is doing.
     pub state: ServerState,
+    /// Whether binlogs are replayed into it, or an interrupted replay was not tidied up yet: it gets no role then.
+    #[serde(default)]
+    pub replaying: bool,
     /// A word about the state, such as the last exit; empty when there is nothing to say.
     pub detail: String,
     /// The server's process.

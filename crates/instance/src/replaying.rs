@@ -42,6 +42,11 @@ pub(crate) struct Marker {
     pub(crate) before: Settings,
 }
 
+/// Whether a replay runs, or one that was interrupted was not tidied up yet.
+pub(crate) fn is_marked(data_directory: &Path) -> bool {
+    data_directory.join(REPLAYING_MARKER).exists()
+}
+
 impl Marker {
     /// Of a replay that begins now.
     pub(crate) fn new(before: Settings) -> anyhow::Result<Self> {

@@ -15,6 +15,7 @@ use topology::{Address, Flavor, Generation, InstanceId, Version};
 use crate::archiver;
 use crate::config::InstanceConfig;
 use crate::identity::Identity;
+use crate::replaying;
 use crate::server;
 
 /// What the driver publishes.
@@ -109,6 +110,7 @@ impl Reporter {
             first_start: snapshot.first_start,
             server_id: snapshot.identity.as_ref().map(|identity| identity.server_id),
             state: snapshot.state,
+            replaying: replaying::is_marked(&self.fixed.config.data_directory),
             detail: with_disk_warning(&snapshot.detail, key, disk, self.fixed.minimum_bytes),
             server_pid: snapshot.server_pid,
             uptime_seconds: snapshot.server_pid.and_then(server::uptime_seconds),

@@ -215,6 +215,8 @@ pub struct AgentReport {
     pub incarnation: Incarnation,
     /// What the server process is doing.
     pub state: ServerState,
+    /// Whether binlogs are replayed into it, or an interrupted replay was not tidied up yet.
+    pub replaying: bool,
     /// A word about the state, such as the last exit.
     pub detail: String,
     /// The server's process, when it has one.

@@ -53,6 +53,17 @@ pub(crate) fn agent_silent(id: &InstanceId) -> Reason {
     )
 }
 
+/// The reason that binlogs are replayed into an instance: it follows the replay's source, with relaxed settings.
+pub(crate) fn replaying(situation: &Situation<'_>, id: &InstanceId) -> Option<Reason> {
+    let replays = situation.agent(id).is_some_and(|agent| agent.replaying);
+    replays.then(|| {
+        Reason::new(
+            "replaying",
+            format!("binlogs are replayed into {id}: wait for the end of the restore or cancel it"),
+        )
+    })
+}
+
 /// Whom an instance follows, by name or else by address.
 pub(crate) fn whom(situation: &Situation<'_>, id: &InstanceId) -> String {
     match situation.source(id) {

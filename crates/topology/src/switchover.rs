@@ -5,7 +5,7 @@ use crate::ackers::{WANTED, caught_up};
 use crate::cluster::{Durability, Member, Role};
 use crate::ids::InstanceId;
 use crate::observation::{Observation, Receiver};
-use crate::operations::{agent_silent, errant, known, objections_to_following, unusable};
+use crate::operations::{agent_silent, errant, known, objections_to_following, replaying, unusable};
 use crate::plan::{Change, Plan, Purpose, Reason, Refusal, Step};
 use crate::situation::{Situation, Source};
 use crate::steps::{after, lead, record, refuse_if_any};
@@ -131,7 +131,7 @@ fn objections_at_target(
     to: &InstanceId,
     target: &Member,
 ) -> Vec<Reason> {
-    let mut reasons = Vec::new();
+    let mut reasons = Vec::from_iter(replaying(situation, to));
     if !target.active {
         reasons.push(Reason::new(
             "detached",

@@ -187,6 +187,7 @@ impl Story {
             at: self.now,
             incarnation: format!("00000000-0000-4000-9000-{number:012}").parse().unwrap(),
             state: ServerState::Running,
+            replaying: false,
             detail: String::new(),
             server_pid: Some(4000),
             disk_free_bytes: 50 << 30,
@@ -252,8 +253,8 @@ impl Story {
     /// `receiver=running|connecting|stopped`, `applier=on|off`, `lag=SECONDS|unknown`, `acknowledges=yes|no|switched`,
     /// `source=on|off`, `clients=N`, `waiting=N`, `scheduler=on|off`, `version=…`, `flavor=…`, `id=…` (server id),
     /// `uptime=SECONDS`, `transaction=SECONDS`, `xa=N`, `busy=WORD`, `hasty` (no thorough look), `overlapping` (this
-    /// look began before the others ended), `agent=silent|never|other|crashed`, `disk=PERCENT`, `clock=MILLISECONDS`,
-    /// `gone` (unreachable), and last in a line `error=…` of the applier, `receiving-error=…`.
+    /// look began before the others ended), `agent=replaying|silent|never|other|crashed`, `disk=PERCENT`,
+    /// `clock=MILLISECONDS`, `gone` (unreachable), and last in a line `error=…` of the applier, `receiving-error=…`.
     fn see(&mut self, id: &str, words: &[&str]) {
         for (position, word) in words.iter().enumerate() {
             let (key, value) = word.split_once('=').unwrap_or((word, ""));
@@ -382,6 +383,7 @@ impl Story {
         let view = self.views.get_mut(&named(id)).unwrap();
         let report = view.agent.as_mut().unwrap();
         match (key, value) {
+            ("agent", "replaying") => report.replaying = true,
             ("agent", "silent") => report.at = Moment(now.0.checked_sub(Duration::from_mins(1)).unwrap()),
             ("agent", "never") => view.agent = None,
             ("agent", "other") => {

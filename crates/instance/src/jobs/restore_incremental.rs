@@ -320,12 +320,21 @@ async fn replay<H: History>(
     refuse_follower(&mut server).await.map_err(not_replayed)?;
     replaying::begin().await;
     let data_directory = &tools.config.data_directory;
-    let before = match Marker::load(data_directory)? {
+    let interrupted = Marker::load(data_directory)?;
+    let is_new = interrupted.is_none();
+    let before = match interrupted {
         // A replay before this one did not come to its end: what it found is what counts.
         Some(marker) => marker.before,
         None => settings_before(&mut server).await?,
     };
     Marker::new(before.clone())?.store(data_directory)?;
+    // ▲ Asked once more, with a report that tells of the marker: from now on the monitor gives it no role.
+    if let Err(error) = check_role(tools).await {
+        if is_new {
+            Marker::remove(data_directory)?;
+        }
+        return Err(error);
+    }
     job.step("replaying", Some(summary.bytes));
     let base = server.transactions().await?;
     let progress = |now: &Transactions| {

@@ -88,6 +88,7 @@ impl<S: Store> Controller<S> {
                 at,
                 incarnation: incarnation.clone(),
                 state: report.state,
+                replaying: report.replaying,
                 detail: report.detail.clone(),
                 server_pid: report.server_pid,
                 disk_free_bytes: report.disk_free_bytes,

@@ -133,6 +133,7 @@ fn report(id: &InstanceId) -> InstanceReport {
         version: None,
         server_id: None,
         state: ServerState::Running,
+        replaying: false,
         detail: String::new(),
         server_pid: Some(1),
         uptime_seconds: Some(1),

@@ -1,6 +1,6 @@
 //! Making an instance follow, and ending that.
 
-use super::{agent_silent, registered, unusable, whom};
+use super::{agent_silent, registered, replaying, unusable, whom};
 use crate::ackers;
 use crate::cluster::{Member, Role};
 use crate::ids::InstanceId;
@@ -33,6 +33,7 @@ pub fn activate(situation: &Situation<'_>, id: &InstanceId) -> Result<Plan, Refu
             format!("there is no {missing} for {id} to follow: register one"),
         ));
     };
+    reasons.extend(replaying(situation, id));
     for each in [id, source] {
         if situation.trusted(each).is_none() {
             reasons.push(unusable(situation, each));

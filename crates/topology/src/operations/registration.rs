@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{known, registered, whom};
+use super::{known, registered, replaying, whom};
 use crate::change::already_registered;
 use crate::cluster::Role;
 use crate::heal::resume_writes;
@@ -43,6 +43,7 @@ pub fn register(situation: &Situation<'_>, id: &InstanceId, role: Role) -> Resul
             format!("{other} is the {role} already and there is at most one: register {id} as Slave, or unregister {other} first"),
         ));
     }
+    reasons.extend(replaying(situation, id));
     let identity = identity_of(situation, id, &mut reasons);
     if let Some(seen) = situation.observation(id) {
         reasons.extend(objections_to_registration(situation, id, role, seen));

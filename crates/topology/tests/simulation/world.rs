@@ -433,6 +433,7 @@ impl World {
                 } else {
                     ServerState::Crashed
                 },
+                replaying: false,
                 detail: String::new(),
                 server_pid: None,
                 disk_free_bytes: 50,
