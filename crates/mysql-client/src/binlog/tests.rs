@@ -210,7 +210,8 @@ fn scan(file: &[u8], piece: usize) -> Result<(Vec<String>, Option<String>), Binl
             }
         }
     }
-    assert_eq!(scanner.flavor(), Some(Flavor::Mariadb));
+    // A file whose first event is longer than the file does not say whose it is.
+    assert!(ended.is_empty() || scanner.flavor() == Some(Flavor::Mariadb));
     Ok((ended, scanner.open().map(|open| open.gtid.to_string())))
 }
 
