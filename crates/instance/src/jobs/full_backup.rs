@@ -45,14 +45,22 @@ pub(super) async fn full_backup(
         ));
     }
     let method = Method::find(tools).await?;
-    let begun = Begun::begin(
-        &ready.store,
-        &ready.cluster,
-        &tools.config.id,
-        job.id().as_str(),
-        Timestamp::now(),
-    )
-    .await?;
+    let mut attempts = 0;
+    let begun = loop {
+        let begun = Begun::begin(
+            &ready.store,
+            &ready.cluster,
+            &tools.config.id,
+            job.id().as_str(),
+            Timestamp::now(),
+        );
+        attempts += 1;
+        match begun.await {
+            // Names are whole seconds: the next one is free.
+            Err(FullError::Taken(_)) if attempts < 5 => tokio::time::sleep(Duration::from_secs(1)).await,
+            begun => break begun?,
+        }
+    };
     let plan = PackingPlan {
         segments: tools.config.backup_thread_count(),
         packing: tools.config.packing(),

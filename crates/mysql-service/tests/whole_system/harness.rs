@@ -182,9 +182,17 @@ impl TestCluster {
     pub(crate) async fn root_at(&self, id: &str) -> Server {
         let socket = self.cluster.layout().socket(&id.parse().unwrap());
         let login = self.secrets().root().unwrap();
-        Server::connect(&Endpoint::Socket(socket), &login, Duration::from_secs(10))
-            .await
-            .unwrap()
+        let begun = Instant::now();
+        loop {
+            match Server::connect(&Endpoint::Socket(socket.clone()), &login, Duration::from_secs(10)).await {
+                Ok(server) => return server,
+                // A server that has just become read-only ends the sessions that are in its way, new ones too.
+                Err(mysql_client::Error::Unreachable { .. }) if begun.elapsed() < HEAL_LIMIT => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(error) => panic!("{id}: {error}"),
+            }
+        }
     }
 
     /// The passwords of the service's users.
