@@ -4,6 +4,7 @@ pub mod archive;
 pub mod catalogue;
 pub mod coordinates;
 pub mod fetch;
+mod first_error;
 pub mod full;
 pub mod manifest;
 pub mod pack;

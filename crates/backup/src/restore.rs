@@ -2,8 +2,6 @@
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
@@ -13,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
 use topology::{ClusterId, Incarnation};
 
+use crate::first_error::FirstError;
 use crate::full::FOLDER;
 use crate::manifest::{BackupId, BackupPosition, File, Manifest, Source};
 use crate::pack::hex;
@@ -97,36 +96,30 @@ impl Reading {
     /// Files that were written are not durable yet.
     ///
     /// # Errors
-    /// At the first segment that is missing, damaged or cannot be written.
+    /// For the first segment that is missing, damaged or cannot be written; [`RestoreError::Stopped`] when it was told
+    /// to end before.
     pub fn run(&self, handle: &Handle, progress: impl Fn(u64) + Sync) -> Result<(), RestoreError> {
         let next = AtomicUsize::new(0);
         let done = AtomicU64::new(0);
-        let failure: Mutex<Option<RestoreError>> = Mutex::new(None);
-        let ended = Stop::default();
+        let errors = FirstError::new(Stop::default());
         thread::scope(|scope| {
             for _ in 0..self.threads.clamp(1, self.manifest.segments.len().max(1)) {
                 scope.spawn(|| {
-                    while !ended.is_set() {
+                    while !errors.ended().is_set() {
                         let index = next.fetch_add(1, Ordering::Relaxed);
                         if index >= self.manifest.segments.len() {
                             return;
                         }
-                        if let Err(error) = self.segment(index, handle, &ended, &done, &progress) {
-                            ended.stop();
-                            let mut first = failure.lock().unwrap_or_else(PoisonError::into_inner);
-                            first.get_or_insert(error);
+                        if let Err(error) = self.segment(index, handle, errors.ended(), &done, &progress) {
+                            // A reader that was told to end reports that the segment cannot be read.
+                            let stopped = self.stop.is_set();
+                            errors.report(if stopped { RestoreError::Stopped } else { error });
                         }
                     }
                 });
             }
         });
-        if self.stop.is_set() {
-            return Err(RestoreError::Stopped);
-        }
-        failure
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
-            .map_or(Ok(()), Err)
+        errors.into_result()
     }
 
     fn segment(

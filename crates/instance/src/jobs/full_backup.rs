@@ -10,9 +10,10 @@ use api::job::Archive;
 use backup::coordinates::{self, Coordinates};
 use backup::full::{Begun, FullError, NOTE_PERIOD, PackingPlan, Stored};
 use backup::manifest::{BackupPosition, MANIFEST_FORMAT, Manifest, Source, Tool as ManifestTool};
+use backup::pack::PackError;
 use backup::store::Store;
 use backup::throttle::{Rate, Stop};
-use backup::xbstream::Reader;
+use backup::xbstream::{ReadError, Reader};
 use jiff::Timestamp;
 use mysql_client::{Depth, Endpoint, Server};
 use serde_json::json;
@@ -227,13 +228,13 @@ async fn stream(
     };
     let stored = match packed {
         Ok(stored) => stored,
-        // A tool that failed cuts its stream off: it knows why.
+        // A tool that failed cuts its stream off, and knows why. Where the store failed, the tool only follows.
+        Err(error) if is_cut_off(&error) => {
+            return Err(streaming.succeeded().await.err().map_or(error, JobError::Failed));
+        }
         Err(error) => {
             streaming.kill();
-            return match streaming.exited() {
-                Some(crate::server::Exit::Signal(9)) | None => Err(error),
-                Some(_) => Err(streaming.succeeded().await.err().map_or(error, JobError::Failed)),
-            };
+            return Err(error);
         }
     };
     streaming.succeeded().await?;
@@ -247,6 +248,19 @@ async fn stream(
             options: Tool::options(READERS),
         },
     })
+}
+
+/// Whether the stream ended before it was whole.
+fn is_cut_off(error: &JobError) -> bool {
+    let JobError::Failed(error) = error else {
+        return false;
+    };
+    matches!(
+        error.downcast_ref(),
+        Some(FullError::Pack(PackError::Stream(
+            ReadError::Truncated { .. } | ReadError::Unfinished { .. }
+        )))
+    )
 }
 
 pub(super) async fn connect(tools: &Tools) -> anyhow::Result<Server> {

@@ -133,11 +133,6 @@ impl Streaming {
     pub(crate) async fn succeeded(&self) -> anyhow::Result<()> {
         judge(&self.process, &self.log).await
     }
-
-    /// How the tool ended, if it has.
-    pub(crate) fn exited(&self) -> Option<Exit> {
-        self.process.exited()
-    }
 }
 
 impl Drop for Streaming {
