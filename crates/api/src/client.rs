@@ -31,6 +31,9 @@ const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 /// A stream on which nothing came for so long is dead: the monitor sends a comment every 5 s.
 pub const STREAM_SILENCE_SECONDS: u64 = 15;
 
+/// The header of a change that may be asked for again.
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
 /// Why a request was not answered as wished.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -280,6 +283,13 @@ impl Client {
         self.change("/api/v1/switchover", request).await
     }
 
+    /// The same, safe to ask again while it is not known whether it was heard: one key is one switchover.
+    pub async fn switchover_once(&self, request: &SwitchoverRequest, key: &str) -> Result<Answer, Error> {
+        let keyed = |http: RequestBuilder| http.json(request).header(IDEMPOTENCY_KEY, key);
+        let response = self.send(Method::POST, "/api/v1/switchover", keyed, true).await?;
+        read_change(response).await
+    }
+
     /// Stops all writes and sees them replicated, so that every server can be stopped.
     pub async fn stop(&self, dry_run: bool) -> Result<Answer, Error> {
         self.change("/api/v1/stop", &StopRequest { dry_run }).await
@@ -325,12 +335,7 @@ impl Client {
         let response = self
             .send(Method::POST, path, |request| request.json(body), true)
             .await?;
-        if response.status() == StatusCode::ACCEPTED {
-            let accepted: Accepted = read_json(response).await?;
-            Ok(Answer::Accepted(accepted.operation))
-        } else {
-            read_json(response).await.map(Answer::Planned)
-        }
+        read_change(response).await
     }
 
     async fn send(
@@ -374,6 +379,15 @@ impl Client {
             }
         }
         Err(last_error.unwrap_or_else(|| Error::BadUrl { url: String::new() }))
+    }
+}
+
+async fn read_change(response: Response) -> Result<Answer, Error> {
+    if response.status() == StatusCode::ACCEPTED {
+        let accepted: Accepted = read_json(response).await?;
+        Ok(Answer::Accepted(accepted.operation))
+    } else {
+        read_json(response).await.map(Answer::Planned)
     }
 }
 

@@ -161,6 +161,9 @@ pub struct FailoverRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SwitchoverRequest {
+    /// Only if this instance is the master; else it is refused. For whoever wants another master *than that one*.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<topology::InstanceId>,
     /// The instance that becomes the master.
     pub to: Option<topology::InstanceId>,
     /// Only say what would be done.

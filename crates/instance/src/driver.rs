@@ -7,6 +7,7 @@
 mod hearing;
 mod jobs;
 mod starting;
+mod stopping;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use topology::first_start::FirstStartReport;
 use topology::observation::ServerState;
 use topology::{AccountNumber, Incarnation, Version};
 
-use self::jobs::{Done, administer, answer, ask_for_switchover};
+use self::jobs::{Done, administer, answer};
 use crate::config::InstanceConfig;
 use crate::fence::{Closed, Verdict};
 use crate::first_start::{self, FirstStart};
@@ -39,7 +40,6 @@ use crate::restore::Wanted;
 use crate::server::{self, Exit, Process, RESTART_ME};
 use crate::sessions::RootSessions;
 use crate::start::Starter;
-use crate::stop::{self, Known};
 
 /// What the driver hears.
 #[derive(Debug)]
@@ -160,7 +160,7 @@ pub(crate) struct Driver {
     verdict: Option<Verdict>,
     fencing: bool,
     keeping: bool,
-    /// Until when a switchover is waited for before the stop.
+    /// Until when it is waited, before the stop, for what this server is and for another master.
     leaving: Option<Instant>,
     shutting_down: bool,
     /// An order that was taken: the server is stopped for it.
@@ -174,14 +174,11 @@ pub(crate) struct Driver {
     misfit: Option<SecretsMisfit>,
 }
 
-/// How long a switchover may take that was asked for before a stop: its own limits add up to less.
-const SWITCHOVER_LIMIT: Duration = Duration::from_secs(20);
 const BEAT: Duration = Duration::from_secs(1);
 /// How long an upgrade that has ended is told: every monitor hears it, one that is being upgraded itself, too.
 const TOLD_FOR: Duration = Duration::from_mins(1);
 /// The socket of a starting server is tried so often.
 const READY_POLL: Duration = Duration::from_millis(20);
-/// How long a request of the agent's own waits for a monitor.
 const ERROR_LINES: usize = 5;
 
 /// What a driver is made of.
@@ -409,65 +406,6 @@ impl Driver {
         self.publish(ServerState::Stopped, how);
     }
 
-    // ---- Stopping
-
-    fn on_shutdown(&mut self) {
-        self.shutting_down = true;
-        let writable_master = self.verdict == Some(Verdict::Master) && self.sessions().is_some();
-        if writable_master && self.starter.config.switchover_before_stop && !self.monitors.is_empty() {
-            tracing::info!(
-                "this is the master: asking the monitor for a switchover before the server is stopped"
-            );
-            self.leaving = Some(Instant::now() + SWITCHOVER_LIMIT);
-            self.jobs
-                .push(Box::pin(ask_for_switchover(self.monitors.clone())));
-            self.set_detail("asked the monitor for a switchover before the stop");
-        } else {
-            self.stop();
-        }
-    }
-
-    fn stop(&mut self) {
-        self.leaving = None;
-        let (process, known) = match std::mem::replace(&mut self.phase, Phase::Stopped) {
-            Phase::Starting {
-                process,
-                adopted: false,
-            } => (process, Known::NotYetReady),
-            Phase::Starting {
-                process,
-                adopted: true,
-            }
-            | Phase::Running {
-                process,
-                sessions: None,
-            } => (process, Known::Closed),
-            Phase::Running {
-                process,
-                sessions: Some(sessions),
-            } => (process, Known::Open(sessions)),
-            Phase::Stopping { process } => {
-                self.phase = Phase::Stopping { process };
-                return;
-            }
-            Phase::Crashed { .. } | Phase::Stopped => {
-                self.stopped("it was not running".to_owned());
-                return;
-            }
-        };
-        tracing::info!(pid = process.pid(), "stopping the server");
-        // Requests that are under way are given up: their sessions are needed.
-        self.jobs.clear();
-        self.first_start.ended(&self.starter.config);
-        self.jobs.push(Box::pin({
-            let process = process.clone();
-            let grace = self.starter.config.stop_grace();
-            async move { Done::Stopped(stop::stop(process, known, grace).await) }
-        }));
-        self.phase = Phase::Stopping { process };
-        self.publish(ServerState::Stopping, "");
-    }
-
     // ---- What is heard
 
     fn on_beat(&mut self) {
@@ -476,9 +414,7 @@ impl Driver {
             self.refresh();
         }
         if self.leaving.is_some_and(|deadline| Instant::now() >= deadline) {
-            tracing::warn!("the switchover did not happen in time; stopping the master without it");
-            self.stop();
-            return;
+            return self.leave_without_it();
         }
         if self.keeping {
             return;
@@ -661,13 +597,8 @@ impl Driver {
                     tracing::error!("the server cannot be killed: {error}");
                 }
             }
-            Done::Replied | Done::SwitchoverAsked(Ok(())) => {}
-            Done::SwitchoverAsked(Err(reason)) => {
-                if self.leaving.is_some() {
-                    tracing::warn!("no switchover: {reason}; stopping the master without it");
-                    self.stop();
-                }
-            }
+            Done::Replied => {}
+            Done::Left(left) => self.on_left(left),
         }
     }
 }

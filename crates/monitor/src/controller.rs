@@ -166,7 +166,10 @@ pub(crate) enum What {
     Detach(InstanceId),
     Pause(InstanceId),
     Resume(InstanceId),
-    Switchover(Option<InstanceId>),
+    Switchover {
+        from: Option<InstanceId>,
+        to: Option<InstanceId>,
+    },
     Stop,
     /// Long work of agents, which stands in no role change's way.
     Errand(Box<Errand>),

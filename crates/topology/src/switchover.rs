@@ -14,10 +14,28 @@ use crate::steps::{after, lead, record, refuse_if_any};
 pub const NO_FAILOVER: &str =
     "automatic failover is not available yet: a crashed Master is started again and goes on as Master";
 
+/// The code of the reason for which [`is_away_from_master`] refuses.
+pub const NOT_THE_MASTER: &str = "not_the_master";
+
 /// Every failover is refused with this.
 #[must_use]
 pub fn no_failover() -> Refusal {
     Refusal::because("failover_not_available", NO_FAILOVER)
+}
+
+/// Whether a switchover *away from* an instance makes sense. Who asks for that, such as an agent that is about to
+/// stop its server, may know less than the cluster.
+///
+/// # Errors
+/// When it is not the master.
+pub fn is_away_from_master(situation: &Situation<'_>, from: &InstanceId) -> Result<(), Refusal> {
+    if situation.master() == Some(from) {
+        return Ok(());
+    }
+    Err(Refusal::because(
+        NOT_THE_MASTER,
+        format!("{from} is not the Master: nothing to do"),
+    ))
 }
 
 /// Makes `to`, by default the Standby, the master.

@@ -71,10 +71,6 @@ impl Driver {
         if forbids {
             self.fence(deposed);
         }
-        if self.leaving.is_some() && self.verdict != Some(Verdict::Master) {
-            tracing::info!("another server is the master now");
-            self.stop();
-        }
         Ok(())
     }
 

@@ -1,11 +1,10 @@
-//! The driver's jobs: what takes time at the server or at a monitor.
+//! The driver's jobs: what takes time at the server.
 
-use api::client::Client;
-use api::operation::SwitchoverRequest;
 use mysql_client::credentials::SecretFile;
 use mysql_client::{Endpoint, Error};
 use tokio::sync::oneshot;
 
+use super::stopping::Left;
 use super::{Answer, READY_POLL, Refusal, Request};
 use crate::accounts::{self, AdministerError};
 use crate::fence::Closed;
@@ -27,8 +26,8 @@ pub(super) enum Done {
     Replied,
     /// An account change holds up every login for an acknowledgement that cannot come.
     Stuck(String),
-    /// The monitor was asked for a switchover.
-    SwitchoverAsked(Result<(), String>),
+    /// What was done so that this server is not the master while it is stopped.
+    Left(Left),
 }
 
 /// Waits until the server answers, and logs root in.
@@ -83,19 +82,4 @@ pub(super) async fn administer(
     // Whoever asked may be gone.
     drop(reply.send(answer));
     done
-}
-
-pub(super) async fn ask_for_switchover(monitors: Vec<Client>) -> Done {
-    let request = SwitchoverRequest {
-        to: None,
-        dry_run: false,
-    };
-    let mut last = String::new();
-    for monitor in monitors {
-        match monitor.switchover(&request).await {
-            Ok(_) => return Done::SwitchoverAsked(Ok(())),
-            Err(error) => last = error.to_string(),
-        }
-    }
-    Done::SwitchoverAsked(Err(last))
 }

@@ -119,6 +119,9 @@ impl Driver {
         self.log_offset = server::log_length(&self.starter.config.error_log());
         self.phase = Phase::Running { process, sessions };
         self.publish(ServerState::Running, detail);
+        if self.shutting_down {
+            self.on_shutdown();
+        }
     }
 
     /// Nobody has used the server yet, and nothing could stop, fence or back it up. Killed, as nobody can look

@@ -219,7 +219,12 @@ impl<S: Store> Controller<S> {
             What::Detach(id) => operations::detach(&situation, id),
             What::Pause(id) => operations::pause(&situation, id),
             What::Resume(id) => operations::resume(&situation, id),
-            What::Switchover(to) => self.plan_switchover(to.as_ref()),
+            What::Switchover { from, to } => {
+                if let Some(from) = from {
+                    switchover::is_away_from_master(&situation, from)?;
+                }
+                self.plan_switchover(to.as_ref())
+            }
             What::Stop => operations::quiesce(&situation),
             What::Errand(_) => Err(Refusal::because(
                 "no_plan",

@@ -131,7 +131,10 @@ pub(super) async fn switchover<S: Store>(
     asker: Asker,
     body: Json<SwitchoverRequest>,
 ) -> Result<Response, ProblemResponse> {
-    let what = What::Switchover(body.value.to);
+    let what = What::Switchover {
+        from: body.value.from,
+        to: body.value.to,
+    };
     wish(&app, asker, what, body.value.dry_run, &body.bytes).await
 }
 

@@ -44,6 +44,7 @@ pub(crate) async fn failover(options: &Switchover) -> Result<(), Failure> {
 
 fn request(options: &Switchover, dry_run: bool) -> SwitchoverRequest {
     SwitchoverRequest {
+        from: None,
         to: options.to.clone(),
         dry_run,
     }

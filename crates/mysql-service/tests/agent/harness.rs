@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use api::agent::{HeartbeatReply, InstanceReport, MasterAnnouncement};
 use api::client::Client;
+use api::operation::{Accepted, OperationDocument, OperationState, SwitchoverRequest};
+use axum::http::StatusCode;
 use instance::binaries::Binaries;
 use instance::identity::Identity;
 use instance::server::Launcher;
@@ -325,6 +327,9 @@ struct Shared {
     heard: Vec<(Instant, InstanceReport)>,
     reply: HeartbeatReply,
     token: Option<String>,
+    /// The switchovers that were asked for, and the state of the one that there is; without one it knows none.
+    asked: Vec<SwitchoverRequest>,
+    switchover: Option<OperationState>,
 }
 
 pub(crate) const CLUSTER: &str = "00000000-0000-4000-8000-000000000001";
@@ -344,9 +349,13 @@ impl FakeMonitor {
                 archive: None,
             },
             token: None,
+            asked: Vec::new(),
+            switchover: None,
         }));
         let routes = axum::Router::new()
             .route("/api/v1/agents/{id}/heartbeat", axum::routing::post(hear))
+            .route("/api/v1/switchover", axum::routing::post(begin_switchover))
+            .route("/api/v1/operations/op-1", axum::routing::get(operation))
             .with_state(Arc::clone(&shared));
         tokio::spawn(async move { axum::serve(listener, routes).await });
         Self { port, shared }
@@ -355,6 +364,16 @@ impl FakeMonitor {
     /// Changes what is answered from now on.
     pub(crate) fn answer(&self, change: impl FnOnce(&mut HeartbeatReply)) {
         change(&mut self.shared.lock().unwrap().reply);
+    }
+
+    /// The state of the switchover that is asked for.
+    pub(crate) fn switchover_is(&self, state: OperationState) {
+        self.shared.lock().unwrap().switchover = Some(state);
+    }
+
+    /// The switchovers that were asked for.
+    pub(crate) fn asked(&self) -> Vec<SwitchoverRequest> {
+        self.shared.lock().unwrap().asked.clone()
     }
 
     /// Announces a master with a generation.
@@ -409,4 +428,37 @@ fn hear(
         .map(|value| value.to_str().unwrap().to_owned());
     let reply = shared.reply.clone();
     async move { axum::Json(reply) }
+}
+
+async fn begin_switchover(
+    axum::extract::State(shared): axum::extract::State<Arc<Mutex<Shared>>>,
+    axum::Json(request): axum::Json<SwitchoverRequest>,
+) -> Result<(StatusCode, axum::Json<Accepted>), StatusCode> {
+    let mut shared = shared.lock().unwrap();
+    shared.asked.push(request);
+    let operation = "op-1".parse().unwrap();
+    match shared.switchover {
+        Some(_) => Ok((StatusCode::ACCEPTED, axum::Json(Accepted { operation }))),
+        None => Err(StatusCode::NOT_FOUND),
+    }
+}
+
+async fn operation(
+    axum::extract::State(shared): axum::extract::State<Arc<Mutex<Shared>>>,
+) -> axum::Json<OperationDocument> {
+    let state = shared.lock().unwrap().switchover.unwrap();
+    axum::Json(OperationDocument {
+        format: 1,
+        id: "op-1".parse().unwrap(),
+        title: "switch over".to_owned(),
+        actor: "agent".to_owned(),
+        state,
+        started: String::new(),
+        ended: None,
+        steps: Vec::new(),
+        outcome: "the fake has no other server".to_owned(),
+        warnings: Vec::new(),
+        progress: None,
+        result: None,
+    })
 }

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use api::operation::OperationState;
 use mysql_client::{Depth, Error};
-use topology::Flavor;
+use rustix::process::Signal;
 use topology::observation::ServerState;
+use topology::{Flavor, InstanceId};
 
 use crate::harness::{FakeMonitor, LIMIT, Setup, TestAgent, until};
 use crate::on_both_flavors;
@@ -14,6 +16,8 @@ on_both_flavors! {
     a_stop_ends_clients_and_is_clean;
     a_shutdown_is_for_good;
     a_master_that_cannot_be_switched_over_is_stopped_all_the_same;
+    a_master_that_does_not_know_it_yet_is_switched_over_before_it_is_stopped;
+    a_replica_is_stopped_without_a_word_to_the_monitor;
 }
 
 async fn a_stop_with_a_waiting_commit_never_says_committed(flavor: Flavor) {
@@ -115,6 +119,59 @@ async fn a_master_that_cannot_be_switched_over_is_stopped_all_the_same(flavor: F
     assert!(log.contains("asking the monitor for a switchover"), "{log}");
     assert!(log.contains("stopping the master without it"), "{log}");
     assert!(log.contains("stopped cleanly"), "{log}");
+}
+
+/// What an agent has heard is up to a second old: it may be told to stop before it has heard that its server is the
+/// master.
+async fn a_master_that_does_not_know_it_yet_is_switched_over_before_it_is_stopped(flavor: Flavor) {
+    let monitor = FakeMonitor::start().await;
+    let mut setup = Setup::of(flavor);
+    setup.monitor = Some(monitor.port);
+    let mut agent = TestAgent::start(setup).await;
+    monitor.switchover_is(OperationState::Running);
+    agent.allow_writes().await;
+    let server = agent.server().await;
+    let mut dba = agent.dba().await;
+    agent.agent().signal(Signal::TERM).unwrap();
+    until("a switchover is asked for", LIMIT, async || {
+        !monitor.asked().is_empty()
+    })
+    .await;
+    let asked = monitor.asked();
+    // From this instance: if another one has become the master meanwhile, that one is left alone.
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    let from = asked[0].from.as_ref().map(InstanceId::as_str);
+    assert_eq!(from, Some("mysql-server-1"));
+    assert!(
+        !agent.log().contains("this server is the master"),
+        "{}",
+        agent.log()
+    );
+    // Until it is done, the server is there: it may have to acknowledge what the new master commits.
+    let since = std::time::Instant::now();
+    monitor
+        .heard(since, "a beat later", |report| {
+            report.state == ServerState::Running
+        })
+        .await;
+    assert!(!dba.is_read_only().await.unwrap());
+    monitor.switchover_is(OperationState::Done);
+    assert_eq!(agent.until_ended().await, Some(0));
+    assert!(server.is_gone());
+    let log = agent.log();
+    assert!(log.contains("another server is the master now"), "{log}");
+    assert!(log.contains("stopped cleanly"), "{log}");
+}
+
+async fn a_replica_is_stopped_without_a_word_to_the_monitor(flavor: Flavor) {
+    let monitor = FakeMonitor::start().await;
+    monitor.switchover_is(OperationState::Running);
+    let mut setup = Setup::of(flavor);
+    setup.monitor = Some(monitor.port);
+    let mut agent = TestAgent::start(setup).await;
+    assert_eq!(agent.terminate().await, Some(0));
+    assert!(monitor.asked().is_empty(), "{:?}", monitor.asked());
+    assert!(agent.log().contains("stopped cleanly"), "{}", agent.log());
 }
 
 async fn a_shutdown_is_for_good(flavor: Flavor) {
