@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use topology::gtid::{GtidPosition, MariadbGtid, Transactions};
+use topology::observation::Receiver;
 use topology::{Address, Flavor};
 
 use crate::credentials::Login;
@@ -55,8 +56,15 @@ impl Server {
         self.execute_threads(ROTATE_RELAY_LOG.of(self.flavor)).await
     }
 
-    /// Starts both threads.
+    /// Starts both threads. The replica goes on from what it has.
+    ///
+    /// On MariaDB that is where `gtid_slave_pos` stands, which can be behind the server's own binlog: it does not
+    /// count what a former master wrote itself, and a server that was killed right after it had written a definition
+    /// to its binlog had no time to note it. Where both threads are stopped it is first brought up to the binlog's end.
     pub async fn start_replication(&mut self) -> Result<(), Error> {
+        if self.flavor == Flavor::Mariadb && self.is_stopped().await? {
+            self.seed_slave_position().await?;
+        }
         self.execute_threads(START_REPLICATION.of(self.flavor)).await
     }
 
@@ -75,9 +83,6 @@ impl Server {
 
     /// Tells the server whom to follow, and starts nothing. Both threads are stopped, and nothing that was
     /// received is still to be applied: it would be thrown away.
-    ///
-    /// The replica goes on from what it has. On MariaDB that is where `gtid_slave_pos` stands, which does not
-    /// count what a former master wrote itself: it is first brought up to the end of the server's own binlog.
     pub async fn point_at(&mut self, source: &Address, login: &Login) -> Result<(), Error> {
         let ssl = self.source_tls();
         self.point(source, login, ssl).await
@@ -113,9 +118,6 @@ impl Server {
     }
 
     pub(crate) async fn point(&mut self, source: &Address, login: &Login, ssl: &str) -> Result<(), Error> {
-        if self.flavor == Flavor::Mariadb {
-            self.seed_slave_position().await?;
-        }
         self.change_source(CHANGE_SOURCE, source, login, ssl).await
     }
 
@@ -241,6 +243,13 @@ impl Server {
         let sql = format!("SELECT {function}({}, {})", literal(&set), slice.as_secs_f64());
         let limit = self.deadline + slice;
         self.query_within(&sql, limit).await.map(|_| ())
+    }
+
+    /// Whether neither thread runs.
+    async fn is_stopped(&mut self) -> Result<bool, Error> {
+        let rows = self.query(REPLICATION_STATUS.of(self.flavor)).await?;
+        Ok(replication(self.flavor, &rows)?
+            .is_none_or(|status| status.receiver == Receiver::Stopped && !status.applier_running))
     }
 
     /// Brings `gtid_slave_pos` up to the end of the own binlog, in every domain where it is behind it.

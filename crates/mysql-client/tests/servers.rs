@@ -102,6 +102,7 @@ async fn both_servers(flavor: Flavor) {
     pair.a_look_at_a_fresh_server(flavor).await;
     pair.following().await;
     pair.waiting_for_the_applier().await;
+    pair.going_on_from_the_binlog().await;
     pair.semi_sync_is_switched_and_read_back().await;
     pair.commits_that_wait().await;
     pair.the_gate_and_table_locks().await;
@@ -220,6 +221,25 @@ impl Pair {
         assert!(self.dba_two.wait_until_drained(DEADLINE).await.unwrap());
         assert!(self.dba_two.wait_until_applied(&written, limit).await.unwrap());
         self.dba_two.start_receiver().await.unwrap();
+    }
+
+    /// As a server that was killed between writing a definition to its binlog and noting it finds itself.
+    async fn going_on_from_the_binlog(&mut self) {
+        if self.look_at_two().await.flavor == Flavor::Mysql {
+            return; // It keeps one account of what it has.
+        }
+        self.dba_two.stop_replication().await.unwrap();
+        let position = "SELECT @@global.gtid_slave_pos";
+        let last = self.dba_two.query_value(position).await.unwrap().unwrap();
+        let (front, sequence) = last.rsplit_once('-').unwrap();
+        let before = format!("{front}-{}", sequence.parse::<u64>().unwrap() - 1);
+        let sql = format!("SET GLOBAL gtid_slave_pos = '{before}'");
+        self.dba_two.execute(&sql).await.unwrap();
+        self.dba_two.start_replication().await.unwrap();
+        self.insert("after the start").await;
+        let all = self.dba_one.transactions().await.unwrap();
+        assert!(self.dba_two.wait_until_applied(&all, DEADLINE).await.unwrap());
+        assert_eq!(self.look_at_two().await.replication.unwrap().applier_error, "");
     }
 
     async fn semi_sync_is_switched_and_read_back(&mut self) {

@@ -26,13 +26,7 @@ async fn a_killed_master_goes_on_as_master_and_nothing_is_lost(flavor: Flavor) {
     let pid = cluster.server_pid("mysql-server-1").await;
     let killed = Instant::now();
     kill(pid);
-    cluster
-        .wait_for("the master has another server process", |document| {
-            document.instances.iter().any(|instance| {
-                instance.id.as_str() == "mysql-server-1" && instance.server_pid.is_some_and(|new| new != pid)
-            })
-        })
-        .await;
+    cluster.wait_for_another_server("mysql-server-1", pid).await;
     ledger.wait_for_a_write().await;
     cluster.wait_until_ok().await;
     assert_eq!(cluster.only(Role::Master).await.as_str(), "mysql-server-1");
@@ -56,6 +50,9 @@ async fn a_killed_master_goes_on_as_master_and_nothing_is_lost(flavor: Flavor) {
 async fn killed_replicas_agents_and_proxies_come_back(flavor: Flavor) {
     let mut cluster = TestCluster::start(flavor).await;
     let ledger = Ledger::start(&cluster).await;
+    ledger.wait_for_a_write().await;
+    // A MariaDB server that is killed amid a definition finishes it under a name of its own.
+    cluster.wait_until_everywhere("ledger").await;
 
     // One acker gone: the other one acknowledges, writes go on.
     let pid = cluster.server_pid("mysql-server-2").await;
@@ -74,14 +71,7 @@ async fn killed_replicas_agents_and_proxies_come_back(flavor: Flavor) {
     // With its agent a server ends, and comes back with the next agent.
     let server = cluster.server_pid("mysql-server-3").await;
     cluster.cluster.restart("mysql-server-3").unwrap();
-    cluster
-        .wait_for("the slave has another server process", |document| {
-            document.instances.iter().any(|instance| {
-                instance.id.as_str() == "mysql-server-3"
-                    && instance.server_pid.is_some_and(|new| new != server)
-            })
-        })
-        .await;
+    cluster.wait_for_another_server("mysql-server-3", server).await;
     cluster.wait_until_ok().await;
 
     // Without the monitor the services go on; with it nothing changes.

@@ -182,17 +182,9 @@ impl TestCluster {
     pub(crate) async fn root_at(&self, id: &str) -> Server {
         let socket = self.cluster.layout().socket(&id.parse().unwrap());
         let login = self.secrets().root().unwrap();
-        let begun = Instant::now();
-        loop {
-            match Server::connect(&Endpoint::Socket(socket.clone()), &login, Duration::from_secs(10)).await {
-                Ok(server) => return server,
-                // A server that has just become read-only ends the sessions that are in its way, new ones too.
-                Err(mysql_client::Error::Unreachable { .. }) if begun.elapsed() < HEAL_LIMIT => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                Err(error) => panic!("{id}: {error}"),
-            }
-        }
+        Server::connect(&Endpoint::Socket(socket), &login, Duration::from_secs(10))
+            .await
+            .unwrap()
     }
 
     /// The passwords of the service's users.
@@ -233,6 +225,28 @@ impl TestCluster {
             checksums.insert((*table).to_owned(), rows[0].value(1).map(str::to_owned));
         }
         checksums
+    }
+
+    /// Waits until an instance has another server process than the one that was killed.
+    pub(crate) async fn wait_for_another_server(&self, id: &str, killed: u32) {
+        self.wait_for(&format!("{id} has another server process"), |document| {
+            document.instances.iter().any(|instance| {
+                instance.id.as_str() == id && instance.server_pid.is_some_and(|new| new != killed)
+            })
+        })
+        .await;
+    }
+
+    /// Waits until every server has a table of the database `app`, once it has had time to apply that.
+    pub(crate) async fn wait_until_everywhere(&self, table: &str) {
+        let sql = format!("SHOW TABLES FROM app LIKE '{table}'");
+        for id in self.cluster.settings().instance_ids() {
+            until(&format!("{id} has app.{table}"), async || {
+                let mut server = self.application_at(id.as_str()).await;
+                server.query_value(&sql).await.unwrap().is_some()
+            })
+            .await;
+        }
     }
 
     /// The process of an instance's server.

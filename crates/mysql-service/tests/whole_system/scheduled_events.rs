@@ -67,6 +67,7 @@ async fn events_run_at_the_master_alone_and_there_as_before(flavor: Flavor) {
 /// The agent that is to enable them does not answer until the operation has given up, and then it is gone; the
 /// monitor sees to them when it is back.
 async fn enabled_late(cluster: &mut TestCluster) {
+    let server = cluster.server_pid("mysql-server-2").await;
     let agent = cluster.cluster.daemon("mysql-server-2").unwrap();
     agent.signal(Signal::STOP).unwrap();
     let ran = cluster.run(&["switchover", "--yes"]).await;
@@ -74,6 +75,8 @@ async fn enabled_late(cluster: &mut TestCluster) {
     cluster.cluster.restart("mysql-server-2").unwrap();
     ran.expect(1).explains("scheduled events");
     assert_eq!(cluster.only(Role::Master).await.as_str(), "mysql-server-2");
+    // What the monitor saw last may be from before the kill.
+    cluster.wait_for_another_server("mysql-server-2", server).await;
     cluster.wait_until_ok().await;
     let mut root = cluster.root_at("mysql-server-2").await;
     let begun = Instant::now();
