@@ -12,7 +12,7 @@ use mysql_client::credentials::SecretFile;
 
 use super::{Request, StartError, find_binaries};
 use crate::configuration::{self, Service};
-use crate::layout::{Layout, Lock, Settings};
+use crate::layout::{Layout, LayoutError, Lock, Settings};
 use crate::remains::Processes;
 use crate::{ports, secrets, template};
 
@@ -22,6 +22,11 @@ const REMAINS_LIMIT: Duration = Duration::from_mins(1);
 /// After a kill, how long a port may still look taken: a process is listed as ended before its sockets are closed.
 const PORTS_LIMIT: Duration = Duration::from_secs(5);
 
+/// After a kill, how long an `up` may still hold its lock: the signal is sent in a moment, and a process that is just
+/// writing to a disk ends when that is done.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
+const LOCK_POLL: Duration = Duration::from_millis(20);
+
 /// A directory in which daemons can be started.
 pub(super) struct Prepared {
     pub(super) layout: Layout,
@@ -29,9 +34,21 @@ pub(super) struct Prepared {
     pub(super) settings: Settings,
 }
 
+async fn lock(layout: &Layout) -> Result<Lock, LayoutError> {
+    let begun = Instant::now();
+    loop {
+        match layout.lock() {
+            Err(LayoutError::Running(_)) if begun.elapsed() < LOCK_LIMIT => {
+                tokio::time::sleep(LOCK_POLL).await;
+            }
+            result => return result,
+        }
+    }
+}
+
 pub(super) async fn prepare(request: &Request, tell: &dyn Fn(&str)) -> Result<Prepared, StartError> {
     let layout = Layout::open(&request.directory)?;
-    let lock = layout.lock()?;
+    let lock = lock(&layout).await?;
     // Before the first start nothing is stored until nothing stands in its way: who meets a taken port may choose
     // others for the same directory.
     let first_choice = || Ok(find_binaries(request.flavor)?.flavor);
