@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 use topology::{ClusterId, InstanceId};
 
 use crate::manifest::{BackupId, File, MANIFEST_FORMAT, Manifest, Packing, Segment};
-use crate::pack::{PackError, pack};
+use crate::pack::{How, PackError, pack};
 use crate::store::{PutOnce, Store, StoreError, Upload};
-use crate::throttle::{Rate, Stop};
-use crate::xbstream::{Chunk, Chunks, ReadError};
+use crate::throttle::Rate;
+use crate::xbstream::Chunks;
 
 /// The folder of full backups.
 pub const FOLDER: &str = "full";
@@ -28,6 +28,10 @@ pub const MANIFEST_NAME: &str = "manifest.json";
 pub const NOTE_NAME: &str = "making.json";
 /// The object at the root of a store that says whose it is.
 pub const CLUSTER_NAME: &str = "cluster.json";
+
+/// How many segments a backup has, however many processors there are: a restore reads as many at once, and each needs
+/// memory while it is written.
+pub const SEGMENTS: usize = 4;
 
 /// How often the note is to be written again.
 pub const NOTE_PERIOD: Duration = Duration::from_mins(5);
@@ -98,8 +102,10 @@ pub struct Begun {
 /// What is packed how.
 #[derive(Debug, Clone)]
 pub struct PackingPlan {
-    /// How many segments.
+    /// How many segments; see [`SEGMENTS`].
     pub segments: usize,
+    /// How many threads compress.
+    pub threads: usize,
     /// How each is compressed.
     pub packing: Packing,
     /// How fast they may be written.
@@ -253,11 +259,12 @@ impl Begun {
             .into_iter()
             .map(|(name, upload)| (name, plan.rate.limit(upload)))
             .unzip();
-        let chunks = StopAtError {
-            chunks,
+        let how = How {
+            packing: plan.packing,
+            threads: plan.threads,
             stop: plan.rate.stop().clone(),
         };
-        let packed = pack(chunks, sinks, plan.packing, capture, progress)?;
+        let packed = pack(chunks, sinks, &how, capture, progress)?;
         let mut segments = Vec::new();
         for (name, segment) in names.into_iter().zip(packed.segments) {
             segment.sink.into_inner().finish()?;
@@ -310,22 +317,6 @@ impl Begun {
             self.store.delete(&object.name).await?;
         }
         Ok(())
-    }
-}
-
-/// Chunks whose failure ends those who write at once, however slowly they may.
-struct StopAtError<C> {
-    chunks: C,
-    stop: Stop,
-}
-
-impl<C: Chunks> Chunks for StopAtError<C> {
-    fn next_chunk(&mut self) -> Result<Option<Chunk>, ReadError> {
-        self.chunks.next_chunk().inspect_err(|_| self.stop.stop())
-    }
-
-    fn finish(self) -> Result<usize, ReadError> {
-        self.chunks.finish()
     }
 }
 

@@ -1,22 +1,29 @@
 //! One stream of a backup tool into several segments, read, checked, hashed and compressed on the way.
 //!
 //! ```text
-//!            ┌─► worker 1: SHA-256 of each file ─► xbstream ─► compress ─► SHA-256 ─► sink 1
-//!  Chunks ───┤
-//!            └─► worker N: …                                                       ─► sink N
+//!             SHA-256 of each file              ┌─► thread 1: compress ─┐  in the segment's order
+//!  Chunks ─►  xbstream of its segment ─► blocks ┤                       ├─► SHA-256 ─► the segment's sink
+//!                                               └─► thread T: compress ─┘
 //! ```
 //!
-//! A file goes to one segment whole, so that each segment restores by itself. Nothing is staged: a worker has at
-//! most two chunks in hand, a chunk is rarely over 10 MiB.
+//! A file goes to one segment whole, so that each segment restores by itself. A segment is a row of blocks, each
+//! compressed by itself, so that all threads have work however few files there are, and as many segments as restores
+//! want. Nothing is staged: the memory is that of a fixed number of blocks.
+
+mod blocks;
+mod compress;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use sha2::{Digest, Sha256};
 
+use self::blocks::{BLOCK_BYTES, Block, Feed, Pool};
+use self::compress::Compressor;
+use crate::first_error::FirstError;
 use crate::manifest::{File, Packing};
+use crate::throttle::Stop;
 use crate::xbstream::{Chunk, Chunks, Content, ReadError, Writer};
 
 /// What became of a stream.
@@ -41,6 +48,17 @@ pub struct PackedSegment<S> {
     pub sha256: String,
 }
 
+/// How a stream is packed.
+#[derive(Debug, Clone)]
+pub struct How {
+    /// How it is compressed.
+    pub packing: Packing,
+    /// How many threads compress.
+    pub threads: usize,
+    /// Ends it; also set when it fails, so that sinks which wait end too.
+    pub stop: Stop,
+}
+
 /// Why a stream was not packed. What sinks took so far is of no use.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
@@ -55,152 +73,203 @@ pub enum PackError {
         /// Why.
         source: io::Error,
     },
+    /// The compressor cannot be set up, or has no memory.
+    #[error("cannot compress")]
+    Compress(#[source] io::Error),
+    /// Somebody ended it.
+    #[error("the work was ended")]
+    Stopped,
 }
 
 /// Packs chunks to their end. Small files that `capture` names are also given back; `progress` is told the
 /// payload bytes so far.
 ///
 /// # Errors
-/// When the stream is damaged or cut off, or a sink fails. Every worker has ended then.
+/// When the stream is damaged or cut off, or a sink fails. Every thread has ended then.
 ///
 /// # Panics
 /// When no sink is given.
 pub fn pack<C, S>(
-    chunks: C,
+    mut chunks: C,
     sinks: Vec<S>,
-    packing: Packing,
+    how: &How,
     capture: &[&str],
-    mut progress: impl FnMut(u64),
+    progress: impl FnMut(u64),
 ) -> Result<Packed<S>, PackError>
 where
     C: Chunks,
     S: Write + Send,
 {
     assert!(!sinks.is_empty(), "a backup has at least one segment");
-    thread::scope(|scope| {
-        let mut senders = Vec::new();
-        let mut workers = Vec::new();
-        for (index, sink) in sinks.into_iter().enumerate() {
-            let (sender, receiver) = sync_channel(1);
-            senders.push(sender);
-            workers.push(scope.spawn(move || work(index, &receiver, sink, packing)));
+    let threads = how.threads.max(1);
+    let mut compressors = Vec::new();
+    for _ in 0..threads {
+        compressors.push(Compressor::new(how.packing).map_err(PackError::Compress)?);
+    }
+    let errors = FirstError::new(how.stop.clone());
+    let segments = sinks.len();
+    let (pool, feed) = Pool::new(sinks, threads, &errors);
+    let distributed = thread::scope(|scope| {
+        for compressor in compressors {
+            let pool = &pool;
+            scope.spawn(move || pool.work(compressor));
         }
-        let distributed = distribute(chunks, senders, capture, &mut progress);
-        let mut segments = Vec::new();
-        let mut files = BTreeMap::new();
-        let mut failure = None;
-        for (index, worker) in workers.into_iter().enumerate() {
-            match worker
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            {
-                Ok((segment, its_files)) => {
-                    segments.push(segment);
-                    files.extend(its_files.into_iter().map(|file| (file.path.clone(), file)));
-                }
-                Err(source) => {
-                    failure.get_or_insert(PackError::Sink {
-                        number: index + 1,
-                        source,
-                    });
-                }
+        let mut distributor = Distributor::new(feed, segments, capture, progress);
+        match distributor.run(&mut chunks, errors.ended()) {
+            Ok(()) => Some(distributor.end()),
+            // The threads end with the distributor's feed.
+            Err(error) => {
+                errors.report(error);
+                None
             }
         }
-        // A worker that failed closes its channel, and that ends the distribution: the worker knows why. Where the
-        // stream failed, that is the reason, whatever became of the workers.
-        match (failure, &distributed) {
-            (Some(failure), Ok(_)) => Err(failure),
-            _ => distributed.map(|captured| Packed {
-                segments,
-                files: files.into_values().collect(),
-                captured,
-            }),
-        }
+    });
+    let sinks = pool.into_sinks();
+    let stopped = errors.ended().is_set();
+    errors.into_result()?;
+    let Some((files, captured)) = distributed.filter(|_| !stopped) else {
+        return Err(PackError::Stopped);
+    };
+    chunks.finish()?;
+    let mut segments = Vec::new();
+    for (index, sink) in sinks.into_iter().enumerate() {
+        // Without an error every sink is there.
+        let finished = sink.ok_or(PackError::Stopped)?.finish();
+        segments.push(finished.map_err(|source| PackError::Sink {
+            number: index + 1,
+            source,
+        })?);
+    }
+    Ok(Packed {
+        segments,
+        files,
+        captured,
     })
 }
 
-/// Hands every chunk to the worker that has its file; a new file goes to the worker with the fewest bytes.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the workers end when the senders are dropped"
-)]
-fn distribute<C: Chunks>(
-    mut chunks: C,
-    senders: Vec<SyncSender<Chunk>>,
-    capture: &[&str],
-    progress: &mut impl FnMut(u64),
-) -> Result<BTreeMap<String, Vec<u8>>, PackError> {
-    let mut owner: HashMap<String, usize> = HashMap::new();
-    let mut load = vec![0_u64; senders.len()];
-    let mut total = 0;
-    let mut captured: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-    while let Some(chunk) = chunks.next_chunk()? {
-        let data: &[u8] = match &chunk.content {
-            Content::Payload { data, .. } | Content::Sparse { data, .. } => data,
-            Content::End => &[],
-        };
-        if capture.contains(&chunk.path.as_str()) {
-            captured.entry(chunk.path.clone()).or_default().extend(data);
-        }
-        let index = *owner.entry(chunk.path.clone()).or_insert_with(|| {
-            let least = load.iter().enumerate().min_by_key(|(_, bytes)| **bytes);
-            least.map_or(0, |(index, _)| index)
-        });
-        let bytes = data.len() as u64;
-        load[index] += bytes;
-        total += bytes;
-        if senders[index].send(chunk).is_err() {
-            return Ok(captured);
-        }
-        progress(total);
-    }
-    chunks.finish()?;
-    Ok(captured)
+/// Gives every chunk to the segment that has its file; a new file goes to the segment with the fewest bytes.
+struct Distributor<'a, P> {
+    feed: Feed,
+    open: Vec<Option<Block>>,
+    /// Payload bytes of each segment.
+    load: Vec<u64>,
+    files: HashMap<String, OpenFile>,
+    done: Vec<File>,
+    capture: &'a [&'a str],
+    captured: BTreeMap<String, Vec<u8>>,
+    total: u64,
+    progress: P,
 }
 
-/// Writes one segment.
-fn work<S: Write>(
+struct OpenFile {
     segment: usize,
-    chunks: &Receiver<Chunk>,
-    sink: S,
-    packing: Packing,
-) -> io::Result<(PackedSegment<S>, Vec<File>)> {
-    let mut open: HashMap<String, (Sha256, u64)> = HashMap::new();
-    let mut files = Vec::new();
-    let mut writer = Writer::new(Compressor::new(Hashing::new(sink), packing)?);
-    for chunk in chunks {
-        let (mut hasher, mut length) = open.remove(&chunk.path).unwrap_or_default();
-        match &chunk.content {
-            Content::Payload { data, .. } => hasher.update(data),
-            Content::Sparse { map, data, .. } => hash_with_holes(&mut hasher, map, data),
-            Content::End => {}
-        }
-        writer.write(&chunk)?;
-        if let Some(end) = chunk.content.end_offset() {
-            length = end;
-            open.insert(chunk.path, (hasher, length));
-        } else {
-            files.push(File {
-                path: chunk.path,
-                length,
-                sha256: hex(&hasher.finalize()),
-                segment,
-            });
+    hasher: Sha256,
+    length: u64,
+}
+
+/// Every file, and the content of those that were asked for.
+type Distributed = (Vec<File>, BTreeMap<String, Vec<u8>>);
+
+impl<'a, P: FnMut(u64)> Distributor<'a, P> {
+    fn new(feed: Feed, segments: usize, capture: &'a [&'a str], progress: P) -> Self {
+        Self {
+            feed,
+            open: (0..segments).map(|_| None).collect(),
+            load: vec![0; segments],
+            files: HashMap::new(),
+            done: Vec::new(),
+            capture,
+            captured: BTreeMap::new(),
+            total: 0,
+            progress,
         }
     }
-    let Hashing {
-        inner,
-        hasher,
-        length,
-    } = writer.into_inner().finish()?;
-    let mut sink = inner;
-    sink.flush()?;
-    let segment = PackedSegment {
-        sink,
-        length,
-        sha256: hex(&hasher.finalize()),
-    };
-    Ok((segment, files))
+
+    fn run<C: Chunks>(&mut self, chunks: &mut C, ended: &Stop) -> Result<(), PackError> {
+        while let Some(chunk) = chunks.next_chunk()? {
+            if ended.is_set() {
+                return Err(PackError::Stopped);
+            }
+            self.add(chunk)?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, chunk: Chunk) -> Result<(), PackError> {
+        let mut file = self.files.remove(&chunk.path).unwrap_or_else(|| OpenFile {
+            segment: self.least_loaded(),
+            hasher: Sha256::new(),
+            length: 0,
+        });
+        let data: &[u8] = match &chunk.content {
+            Content::Payload { data, .. } => {
+                file.hasher.update(data);
+                data
+            }
+            Content::Sparse { map, data, .. } => {
+                hash_with_holes(&mut file.hasher, map, data);
+                data
+            }
+            Content::End => &[],
+        };
+        if self.capture.contains(&chunk.path.as_str()) {
+            self.captured.entry(chunk.path.clone()).or_default().extend(data);
+        }
+        self.load[file.segment] += data.len() as u64;
+        self.total += data.len() as u64;
+        self.append(file.segment, &chunk)?;
+        if let Some(end) = chunk.content.end_offset() {
+            file.length = end;
+            self.files.insert(chunk.path, file);
+        } else {
+            self.done.push(File {
+                path: chunk.path,
+                length: file.length,
+                sha256: hex(&file.hasher.finalize()),
+                segment: file.segment,
+            });
+        }
+        (self.progress)(self.total);
+        Ok(())
+    }
+
+    fn least_loaded(&self) -> usize {
+        let least = self.load.iter().enumerate().min_by_key(|(_, bytes)| **bytes);
+        least.map_or(0, |(index, _)| index)
+    }
+
+    fn append(&mut self, segment: usize, chunk: &Chunk) -> Result<(), PackError> {
+        let mut block = match self.open[segment].take() {
+            Some(block) => block,
+            None => self.feed.empty(),
+        };
+        Writer::new(&mut block.raw)
+            .write(chunk)
+            .map_err(|source| PackError::Sink {
+                number: segment + 1,
+                source,
+            })?;
+        if block.raw.len() >= BLOCK_BYTES {
+            self.feed.push(segment, block);
+        } else {
+            self.open[segment] = Some(block);
+        }
+        Ok(())
+    }
+
+    /// The last blocks; a segment without any file has an empty one, so that the tools take it for a good one.
+    fn end(mut self) -> Distributed {
+        for segment in 0..self.open.len() {
+            let block = self.open[segment].take();
+            let block = block.or_else(|| (!self.feed.has_begun(segment)).then(|| self.feed.empty()));
+            if let Some(block) = block {
+                self.feed.push(segment, block);
+            }
+        }
+        self.done
+            .sort_unstable_by(|left, right| left.path.cmp(&right.path));
+        (self.done, self.captured)
+    }
 }
 
 /// Hashes what a reader of the file would see: holes as zeros.
@@ -232,52 +301,6 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         })
 }
 
-/// Either compression.
-enum Compressor<W: Write> {
-    Zstd(zstd::Encoder<'static, W>),
-    Gzip(flate2::write::GzEncoder<W>),
-}
-
-impl<W: Write> Compressor<W> {
-    fn new(inner: W, packing: Packing) -> io::Result<Self> {
-        Ok(match packing {
-            Packing::Zstd { level } => {
-                let mut encoder = zstd::Encoder::new(inner, level)?;
-                // Costs next to nothing and lets `zstd -t` find damage without our manifest.
-                encoder.include_checksum(true)?;
-                Self::Zstd(encoder)
-            }
-            Packing::Gzip { level } => Self::Gzip(flate2::write::GzEncoder::new(
-                inner,
-                flate2::Compression::new(level),
-            )),
-        })
-    }
-
-    fn finish(self) -> io::Result<W> {
-        match self {
-            Self::Zstd(encoder) => encoder.finish(),
-            Self::Gzip(encoder) => encoder.finish(),
-        }
-    }
-}
-
-impl<W: Write> Write for Compressor<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Zstd(encoder) => encoder.write(bytes),
-            Self::Gzip(encoder) => encoder.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Zstd(encoder) => encoder.flush(),
-            Self::Gzip(encoder) => encoder.flush(),
-        }
-    }
-}
-
 /// Counts and hashes what goes through.
 struct Hashing<W> {
     inner: W,
@@ -285,13 +308,22 @@ struct Hashing<W> {
     length: u64,
 }
 
-impl<W> Hashing<W> {
+impl<W: Write> Hashing<W> {
     fn new(inner: W) -> Self {
         Self {
             inner,
             hasher: Sha256::new(),
             length: 0,
         }
+    }
+
+    fn finish(mut self) -> io::Result<PackedSegment<W>> {
+        self.inner.flush()?;
+        Ok(PackedSegment {
+            sink: self.inner,
+            length: self.length,
+            sha256: hex(&self.hasher.finalize()),
+        })
     }
 }
 

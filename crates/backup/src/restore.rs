@@ -100,17 +100,19 @@ impl Reading {
     /// to end before.
     pub fn run(&self, handle: &Handle, progress: impl Fn(u64) + Sync) -> Result<(), RestoreError> {
         let next = AtomicUsize::new(0);
+        // The largest first, so that no thread is left alone with it at the end.
+        let mut order: Vec<usize> = (0..self.manifest.segments.len()).collect();
+        order.sort_by_key(|index| std::cmp::Reverse(self.manifest.segments[*index].length));
         let done = AtomicU64::new(0);
         let errors = FirstError::new(Stop::default());
         thread::scope(|scope| {
             for _ in 0..self.threads.clamp(1, self.manifest.segments.len().max(1)) {
                 scope.spawn(|| {
                     while !errors.ended().is_set() {
-                        let index = next.fetch_add(1, Ordering::Relaxed);
-                        if index >= self.manifest.segments.len() {
+                        let Some(index) = order.get(next.fetch_add(1, Ordering::Relaxed)) else {
                             return;
-                        }
-                        if let Err(error) = self.segment(index, handle, errors.ended(), &done, &progress) {
+                        };
+                        if let Err(error) = self.segment(*index, handle, errors.ended(), &done, &progress) {
                             // A reader that was told to end reports that the segment cannot be read.
                             let stopped = self.stop.is_set();
                             errors.report(if stopped { RestoreError::Stopped } else { error });

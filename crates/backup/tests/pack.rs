@@ -7,11 +7,20 @@ use std::fs;
 use std::io::{self, Write};
 
 use backup::manifest::{File, Packing};
-use backup::pack::{PackError, Packed, pack};
+use backup::pack::{How, PackError, Packed, pack};
+use backup::throttle::Stop;
 use backup::unpack::{UnpackError, unpack};
 use backup::xbstream::{Chunk, Content, DirectoryReader, Reader, SparseEntry, Writer};
 
 const ZSTD: Packing = Packing::Zstd { level: 1 };
+
+fn how(packing: Packing) -> How {
+    How {
+        packing,
+        threads: 2,
+        stop: Stop::default(),
+    }
+}
 
 /// Files with content that neither compresses to nothing nor not at all, in alternating chunks.
 fn contents() -> BTreeMap<String, Vec<u8>> {
@@ -64,7 +73,7 @@ fn pack_into(segments: usize, packing: Packing) -> Packed<Vec<u8>> {
     let packed = pack(
         Reader::new(&stream(&contents())[..]),
         vec![Vec::new(); segments],
-        packing,
+        &how(packing),
         &["db1/t1.ibd"],
         |bytes| seen = bytes,
     )
@@ -142,7 +151,7 @@ fn holes_come_back_as_zeros() {
     let packed = pack(
         Reader::new(&writer.into_inner()[..]),
         vec![Vec::new()],
-        ZSTD,
+        &how(ZSTD),
         &[],
         |_| (),
     )
@@ -257,7 +266,7 @@ fn a_full_store_and_a_cut_stream_end_the_packing() {
     let full = pack(
         Reader::new(&stream[..]),
         vec![Full(100_000), Full(100_000)],
-        ZSTD,
+        &how(ZSTD),
         &[],
         |_| (),
     );
@@ -265,7 +274,7 @@ fn a_full_store_and_a_cut_stream_end_the_packing() {
     let cut = pack(
         Reader::new(&stream[..stream.len() / 2]),
         vec![Vec::new(), Vec::new()],
-        ZSTD,
+        &how(ZSTD),
         &[],
         |_| (),
     );
@@ -285,7 +294,7 @@ fn a_directory_is_packed_as_a_stream_is() {
     let packed = pack(
         chunks,
         vec![Vec::new(), Vec::new()],
-        ZSTD,
+        &how(ZSTD),
         &["db1/t1.ibd"],
         |_| (),
     )

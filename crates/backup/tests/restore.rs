@@ -80,6 +80,7 @@ async fn make(store: &Store, bytes: Vec<u8>, time: &str) -> Result<Manifest, Ful
     let begun = Begun::begin(store, &cluster(), &"a".parse().unwrap(), "job", now).await?;
     let plan = PackingPlan {
         segments: 3,
+        threads: 2,
         packing: Packing::Zstd { level: 1 },
         rate: Rate::new(None, &Stop::default()),
     };

@@ -1,10 +1,11 @@
 //! An object read by a thread of its own, while the next bytes are fetched.
 
+use std::fs::File;
 use std::io::{self, Read};
 
 use bytes::{Buf as _, Bytes};
 use futures_util::StreamExt as _;
-use object_store::ObjectStoreExt as _;
+use object_store::{GetResultPayload, ObjectStoreExt as _};
 use tokio::sync::mpsc;
 
 use super::{Store, StoreError};
@@ -13,9 +14,15 @@ use super::{Store, StoreError};
 const PIECES_AHEAD: usize = 8;
 
 /// Reads an object from its start to its end. Never by a task: it blocks.
-pub struct ObjectReader {
-    pieces: mpsc::Receiver<Result<Bytes, StoreError>>,
-    current: Bytes,
+pub struct ObjectReader(Source);
+
+enum Source {
+    /// On this machine: nothing is to be fetched ahead that the kernel does not.
+    File(File),
+    Fetched {
+        pieces: mpsc::Receiver<Result<Bytes, StoreError>>,
+        current: Bytes,
+    },
 }
 
 impl Store {
@@ -36,9 +43,11 @@ impl Store {
     /// When it is not there or the store fails.
     pub async fn read(&self, name: &str) -> Result<ObjectReader, StoreError> {
         let got = self.objects.get(&self.path(name)).await;
-        let mut stream = got
-            .map_err(|source| self.error("read", name, source))?
-            .into_stream();
+        let got = got.map_err(|source| self.error("read", name, source))?;
+        if let GetResultPayload::File(file, _) = got.payload {
+            return Ok(ObjectReader(Source::File(file)));
+        }
+        let mut stream = got.into_stream();
         let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
         let (store, name) = (self.clone(), name.to_owned());
         tokio::spawn(async move {
@@ -50,23 +59,27 @@ impl Store {
                 }
             }
         });
-        Ok(ObjectReader {
+        Ok(ObjectReader(Source::Fetched {
             pieces,
             current: Bytes::new(),
-        })
+        }))
     }
 }
 
 impl Read for ObjectReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() {
-            match self.pieces.blocking_recv() {
+        let (pieces, current) = match &mut self.0 {
+            Source::File(file) => return file.read(buffer),
+            Source::Fetched { pieces, current } => (pieces, current),
+        };
+        while current.is_empty() {
+            match pieces.blocking_recv() {
                 None => return Ok(0),
-                Some(piece) => self.current = piece.map_err(io::Error::other)?,
+                Some(piece) => *current = piece.map_err(io::Error::other)?,
             }
         }
-        let count = buffer.len().min(self.current.len());
-        self.current.copy_to_slice(&mut buffer[..count]);
+        let count = buffer.len().min(current.len());
+        current.copy_to_slice(&mut buffer[..count]);
         Ok(count)
     }
 }

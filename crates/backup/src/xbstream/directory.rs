@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Chunk, Chunks, Content, ReadError, is_safe_path};
 
-/// Bytes of a chunk, as the tools write them.
-const CHUNK_BYTES: usize = 10 * 1024 * 1024;
+/// Bytes of a chunk: few enough to stay in a processor's cache.
+const CHUNK_BYTES: usize = 256 * 1024;
 
 /// Gives the regular files below a directory, one after the other, in the order of their paths.
 pub struct DirectoryReader {
@@ -58,7 +58,7 @@ impl DirectoryReader {
         let Some(current) = &mut self.current else {
             return Ok(None);
         };
-        let mut data = Vec::new();
+        let mut data = Vec::with_capacity(CHUNK_BYTES);
         (&mut current.file)
             .take(CHUNK_BYTES as u64)
             .read_to_end(&mut data)

@@ -8,6 +8,12 @@ use super::{
     SparseEntry, is_safe_path, without_dot,
 };
 
+/// Most bytes that are handed out at once: the tools' chunks are larger, and these stay in a processor's cache while
+/// they are checked, hashed and copied.
+const PIECE_BYTES: usize = 256 * 1024;
+
+const WRONG_CHECKSUM: &str = "the chunk's checksum does not fit its content";
+
 /// A stream that is being read.
 pub struct Reader<R> {
     input: R,
@@ -15,6 +21,19 @@ pub struct Reader<R> {
     position: u64,
     /// Length so far of the files that have begun; `None` once their end was seen.
     files: HashMap<String, Option<u64>>,
+    /// A chunk that was not handed out whole yet.
+    partial: Option<Partial>,
+}
+
+/// The rest of a payload.
+struct Partial {
+    /// Where the chunk began.
+    start: u64,
+    path: String,
+    offset: u64,
+    rest: usize,
+    hasher: crc32fast::Hasher,
+    checksum: u32,
 }
 
 /// Why a stream is not a good one. Positions are byte offsets in the stream.
@@ -61,34 +80,41 @@ pub enum ReadError {
 }
 
 impl<R: Read> Reader<R> {
-    /// A reader at the start of a stream. Reads are small: give it something buffered.
+    /// A reader at the start of a stream. Give it something buffered: a chunk's head is read piece by piece. A large payload
+    /// is handed out as several chunks.
     pub fn new(input: R) -> Self {
         Self {
             input,
             position: 0,
             files: HashMap::new(),
+            partial: None,
         }
     }
 
-    /// Checks that a chunk goes on where the file's last one ended.
-    fn follow(&mut self, start: u64, path: &str, content: &Content) -> Result<(), ReadError> {
+    /// Checks that a chunk goes on where the file's last one ended. The end of a file has no offset, and nothing behind
+    /// it.
+    fn follow(
+        &mut self,
+        start: u64,
+        path: &str,
+        offset: Option<u64>,
+        end: Option<u64>,
+    ) -> Result<(), ReadError> {
         let known = self.files.get(path).copied();
         if known == Some(None) {
             return Err(damaged(start, format!("`{path}` goes on after its end")));
         }
         let length = known.flatten().unwrap_or(0);
-        let offset = match content {
-            Content::Payload { offset, .. } | Content::Sparse { offset, .. } => *offset,
-            Content::End => length,
-        };
-        if offset != length {
-            return Err(damaged(
+        match offset {
+            Some(offset) if offset != length => Err(damaged(
                 start,
                 format!("`{path}` goes on at byte {offset} instead of {length}"),
-            ));
+            )),
+            _ => {
+                self.files.insert(path.to_owned(), end);
+                Ok(())
+            }
         }
-        self.files.insert(path.to_owned(), content.end_offset());
-        Ok(())
     }
 
     fn path(&mut self, start: u64) -> Result<String, ReadError> {
@@ -109,13 +135,36 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    fn payload(&mut self, start: u64) -> Result<Content, ReadError> {
+    fn payload(&mut self, start: u64, path: String) -> Result<Partial, ReadError> {
         let length = self.payload_length(start)?;
         let offset = self.offset(start, length as u64)?;
         let checksum = u32::from_le_bytes(self.bytes()?);
-        let data = self.read(length)?;
-        check(start, checksum, &[&data])?;
-        Ok(Content::Payload { offset, data })
+        Ok(Partial {
+            start,
+            path,
+            offset,
+            rest: length,
+            hasher: crc32fast::Hasher::new(),
+            checksum,
+        })
+    }
+
+    /// The next piece of a payload; the last one only if the whole fits the checksum.
+    fn piece(&mut self, mut partial: Partial) -> Result<Chunk, ReadError> {
+        let data = self.read(partial.rest.min(PIECE_BYTES))?;
+        partial.hasher.update(&data);
+        let (path, offset) = (partial.path.clone(), partial.offset);
+        partial.rest -= data.len();
+        partial.offset += data.len() as u64;
+        if partial.rest > 0 {
+            self.partial = Some(partial);
+        } else if partial.hasher.finalize() != partial.checksum {
+            return Err(damaged(partial.start, WRONG_CHECKSUM));
+        }
+        Ok(Chunk {
+            path,
+            content: Content::Payload { offset, data },
+        })
     }
 
     fn sparse(&mut self, start: u64) -> Result<Content, ReadError> {
@@ -197,8 +246,14 @@ impl<R: Read> Reader<R> {
     }
 
     fn read(&mut self, length: usize) -> Result<Vec<u8>, ReadError> {
-        let mut bytes = vec![0; length];
-        self.fill(&mut bytes)?;
+        let position = self.position;
+        let mut bytes = Vec::with_capacity(length);
+        let read = (&mut self.input).take(length as u64).read_to_end(&mut bytes);
+        read.map_err(|source| ReadError::Input { position, source })?;
+        if bytes.len() < length {
+            return Err(ReadError::Truncated { position });
+        }
+        self.position += length as u64;
         Ok(bytes)
     }
 
@@ -220,6 +275,9 @@ impl<R: Read> Chunks for Reader<R> {
     /// An error when the input fails, ends within a chunk, or the chunk contradicts the format: unknown type, unsafe
     /// path, checksum, an offset that does not follow, anything after a file's end.
     fn next_chunk(&mut self) -> Result<Option<Chunk>, ReadError> {
+        if let Some(partial) = self.partial.take() {
+            return self.piece(partial).map(Some);
+        }
         let start = self.position;
         let Some(magic) = self.magic()? else {
             return Ok(None);
@@ -231,7 +289,12 @@ impl<R: Read> Chunks for Reader<R> {
         let path = self.path(start)?;
         let content = match kind {
             b'E' => Content::End,
-            b'P' => self.payload(start)?,
+            b'P' => {
+                let partial = self.payload(start, path)?;
+                let end = partial.offset + partial.rest as u64;
+                self.follow(start, &partial.path, Some(partial.offset), Some(end))?;
+                return self.piece(partial).map(Some);
+            }
             b'S' => self.sparse(start)?,
             // The flag allows a reader to skip such a chunk, but an unknown chunk has no known length.
             other => {
@@ -241,7 +304,11 @@ impl<R: Read> Chunks for Reader<R> {
                 ));
             }
         };
-        self.follow(start, &path, &content)?;
+        let offset = match &content {
+            Content::Payload { offset, .. } | Content::Sparse { offset, .. } => Some(*offset),
+            Content::End => None,
+        };
+        self.follow(start, &path, offset, content.end_offset())?;
         Ok(Some(Chunk { path, content }))
     }
 
@@ -271,7 +338,7 @@ fn check(start: u64, checksum: u32, parts: &[&[u8]]) -> Result<(), ReadError> {
     if hasher.finalize() == checksum {
         Ok(())
     } else {
-        Err(damaged(start, "the chunk's checksum does not fit its content"))
+        Err(damaged(start, WRONG_CHECKSUM))
     }
 }
 

@@ -60,7 +60,7 @@ impl InstanceConfig {
         }
     }
 
-    /// How many segments a full backup has, and how many threads work at it.
+    /// How many threads compress a full backup, and how many segments of one are read at once.
     #[must_use]
     pub fn backup_thread_count(&self) -> usize {
         self.backup_threads.unwrap_or_else(|| {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use api::job::Archive;
 use backup::coordinates::{self, Coordinates};
-use backup::full::{Begun, FullError, NOTE_PERIOD, PackingPlan, Stored};
+use backup::full::{Begun, FullError, NOTE_PERIOD, PackingPlan, SEGMENTS, Stored};
 use backup::manifest::{BackupPosition, MANIFEST_FORMAT, Manifest, Source, Tool as ManifestTool};
 use backup::pack::PackError;
 use backup::store::Store;
@@ -32,6 +32,9 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Threads with which the tool reads the data: with two the disk is busy while one of them waits.
 const READERS: usize = 2;
+
+/// What is read at once of the stream where a chunk begins; the rest of the chunk is read straight to where it goes.
+const HEAD_BYTES: usize = 32 * 1024;
 
 pub(super) async fn full_backup(
     tools: &Arc<Tools>,
@@ -63,7 +66,8 @@ pub(super) async fn full_backup(
         }
     };
     let plan = PackingPlan {
-        segments: tools.config.backup_thread_count(),
+        segments: SEGMENTS,
+        threads: tools.config.backup_thread_count(),
         packing: tools.config.packing(),
         // A failing stream stops the writers too, and that must not look like a cancelled job.
         rate: Rate::new(
@@ -280,7 +284,7 @@ async fn pack(
     let uploads = begun.open(plan).await.map_err(FullError::from)?;
     let (plan, job) = (plan.clone(), Arc::clone(job));
     let packed = tokio::task::spawn_blocking(move || {
-        let input = BufReader::with_capacity(1 << 20, Cancellable::new(output, &job));
+        let input = BufReader::with_capacity(HEAD_BYTES, Cancellable::new(output, &job));
         Begun::pack(
             Reader::new(input),
             uploads,
