@@ -16,7 +16,8 @@ use crate::situation::{Judgement, Situation, Source};
 /// Two per acknowledgement that a commit waits for, so that losing either stalls nobody.
 pub(crate) const WANTED: usize = 2;
 
-/// Who should acknowledge, the first in line first: the Standby, then who does so already, then by name.
+/// Who should acknowledge, the first in line first: the Standby, then who does so already, then by name; last who
+/// cannot begin to.
 pub(crate) fn wanted(situation: &Situation<'_>) -> Vec<InstanceId> {
     if situation.cluster.durability == Durability::Async {
         return Vec::new();
@@ -27,10 +28,23 @@ pub(crate) fn wanted(situation: &Situation<'_>) -> Vec<InstanceId> {
         .filter(|(id, member)| {
             member.active && (keeps_its_place(situation, id) || can_join(situation, id, member))
         })
-        .map(|(id, member)| (member.role != Role::Standby, !ackers.contains(id), id.clone()))
+        .map(|(id, member)| {
+            let stands_still = cannot_begin(situation, id, member);
+            (
+                stands_still,
+                member.role != Role::Standby,
+                !ackers.contains(id),
+                id.clone(),
+            )
+        })
         .collect();
     candidates.sort();
     candidates.into_iter().take(WANTED).map(|(.., id)| id).collect()
+}
+
+/// Whether a paused replica was restarted since: its receiver is not started under a stopped applier.
+fn cannot_begin(situation: &Situation<'_>, id: &InstanceId, member: &Member) -> bool {
+    member.paused && situation.trusted(id).is_some() && !situation.acknowledges(id)
 }
 
 /// Whether an acker stays one: short absences and a master's restart change nothing.
