@@ -1,6 +1,6 @@
 //! Finding the database server's binaries, and telling which flavor and version they are.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -239,6 +239,20 @@ const SYSTEM_DIRECTORIES: [&str; 5] = [
     "/usr/local/mariadb/bin",
 ];
 
+/// Where the scripts of a server's package find the system's own tools, such as `sed`.
+const TOOLS_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The `PATH` of what is started here: our own, and after it the system's folders, which a service manager or a
+/// person may have left out.
+pub(crate) fn tools_path(own: Option<&OsStr>) -> OsString {
+    let mut path = own.unwrap_or_default().to_owned();
+    if !path.is_empty() {
+        path.push(":");
+    }
+    path.push(TOOLS_PATH);
+    path
+}
+
 /// Every path at which the wanted server may be, best first. `auto` prefers what is installed on the system.
 fn candidates(choice: FlavorChoice, directory: Option<&Path>, places: &Places) -> Vec<PathBuf> {
     let names: &[&str] = match choice {
@@ -366,6 +380,14 @@ mod tests {
     const MARIADB: &str =
         "mariadbd  Ver 10.11.19-MariaDB-0+deb12u1 for debian-linux-gnu on x86_64 (Debian 12)";
     const MYSQL: &str = "/opt/usr/sbin/mysqld  Ver 9.7.4-2 for Linux on x86_64 ((Debian))";
+
+    #[test]
+    fn the_systems_tools_are_found_whatever_our_own_path_is() {
+        assert_eq!(tools_path(None), TOOLS_PATH);
+        assert_eq!(tools_path(Some(OsStr::new(""))), TOOLS_PATH);
+        let own = tools_path(Some(OsStr::new("/opt/db/bin")));
+        assert!(own.to_str().unwrap().starts_with("/opt/db/bin:/usr/local/sbin:"));
+    }
 
     #[test]
     fn versions_are_read_from_what_servers_print() {

@@ -21,6 +21,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::binaries::tools_path;
 use crate::children;
 use crate::exec_server::PARENT_VARIABLE;
 use crate::user::ServerUser;
@@ -123,6 +124,7 @@ impl Launcher {
         command
             .args(arguments)
             .env(PARENT_VARIABLE, std::process::id().to_string())
+            .env("PATH", tools_path(std::env::var_os("PATH").as_deref()))
             .stdin(Stdio::null());
         // Secrets of the agent's environment are not the server's.
         for (name, _) in std::env::vars_os() {
