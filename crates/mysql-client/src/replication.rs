@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use topology::gtid::{GtidPosition, MariadbGtid, Transactions};
-use topology::observation::Receiver;
+use topology::observation::{Receiver, Replication};
 use topology::{Address, Flavor};
 
 use crate::credentials::Login;
@@ -182,44 +182,52 @@ impl Server {
     /// # Errors
     /// Among others [`Error::Replication`] when the applier does not run and something is left to apply.
     pub async fn wait_until_drained(&mut self, limit: Duration) -> Result<bool, Error> {
-        let flavor = self.flavor;
         let end = Instant::now() + limit;
         loop {
-            let rows = self.query(REPLICATION_STATUS.of(flavor)).await?;
-            let (Some(row), Some(status)) = (channel(&rows), replication(flavor, &rows)?) else {
-                return Ok(true);
-            };
-            let received = row.get(STATUS_RECEIVED.of(flavor)).unwrap_or_default();
-            let drained = match flavor {
-                Flavor::Mysql => self.has_executed(received).await?,
-                Flavor::Mariadb if received.is_empty() => {
-                    let at = |file, position| (row.get(file), row.get(position));
-                    at(STATUS_FILE_READ.of(flavor), STATUS_READ.of(flavor))
-                        == at(STATUS_FILE_APPLIED.of(flavor), STATUS_APPLIED.of(flavor))
+            match self.undrained().await? {
+                None => return Ok(true),
+                Some(status) if !status.applier_running => {
+                    return Err(Error::Replication(format!(
+                        "received transactions cannot be applied, because the applier is stopped: {}",
+                        if status.applier_error.is_empty() {
+                            "it has no error, start it"
+                        } else {
+                            &status.applier_error
+                        }
+                    )));
                 }
-                Flavor::Mariadb => {
-                    let [applied] = self.settings(["gtid_slave_pos"]).await?;
-                    reaches(&position(&applied)?, &position(received)?)
-                }
-            };
-            if drained {
-                return Ok(true);
+                Some(_) if Instant::now() >= end => return Ok(false),
+                Some(_) => tokio::time::sleep(DRAIN_POLL).await,
             }
-            if !status.applier_running {
-                return Err(Error::Replication(format!(
-                    "received transactions cannot be applied, because the applier is stopped: {}",
-                    if status.applier_error.is_empty() {
-                        "it has no error, start it"
-                    } else {
-                        &status.applier_error
-                    }
-                )));
-            }
-            if Instant::now() >= end {
-                return Ok(false);
-            }
-            tokio::time::sleep(DRAIN_POLL).await;
         }
+    }
+
+    /// Whether everything that the receiver received, which is stopped, is applied.
+    pub async fn is_drained(&mut self) -> Result<bool, Error> {
+        Ok(self.undrained().await?.is_none())
+    }
+
+    /// The state of a replication that has something left to apply.
+    async fn undrained(&mut self) -> Result<Option<Replication>, Error> {
+        let flavor = self.flavor;
+        let rows = self.query(REPLICATION_STATUS.of(flavor)).await?;
+        let (Some(row), Some(status)) = (channel(&rows), replication(flavor, &rows)?) else {
+            return Ok(None);
+        };
+        let received = row.get(STATUS_RECEIVED.of(flavor)).unwrap_or_default();
+        let drained = match flavor {
+            Flavor::Mysql => self.has_executed(received).await?,
+            Flavor::Mariadb if received.is_empty() => {
+                let at = |file, position| (row.get(file), row.get(position));
+                at(STATUS_FILE_READ.of(flavor), STATUS_READ.of(flavor))
+                    == at(STATUS_FILE_APPLIED.of(flavor), STATUS_APPLIED.of(flavor))
+            }
+            Flavor::Mariadb => {
+                let [applied] = self.settings(["gtid_slave_pos"]).await?;
+                reaches(&position(&applied)?, &position(received)?)
+            }
+        };
+        Ok((!drained).then_some(status))
     }
 
     async fn has_executed(&mut self, set: &str) -> Result<bool, Error> {

@@ -17,7 +17,7 @@ use crate::cluster::Role;
 use crate::ids::{AccountNumber, Incarnation, InstanceId, ServerId, ServerUuid};
 
 /// The format of stored plans. A stored plan of another format is undone, not continued.
-pub const PLAN_FORMAT: u32 = 2;
+pub const PLAN_FORMAT: u32 = 3;
 
 /// What to do, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,9 +108,13 @@ pub enum Step {
     /// Wait until at least one of the recorded ackers has *received* everything that `of` has.
     WaitUntilAcknowledged { of: InstanceId, limit_milliseconds: u64 },
 
-    /// Stop the receiver, wait until the applier has finished everything received, then forget the source. `idle`:
-    /// the source takes no writes and `at` has all that it has, so the receiver is in the middle of nothing.
-    ForgetSource { at: InstanceId, idle: bool },
+    /// Stop the receiver, wait until the applier has finished everything received, then stop the applier. The source
+    /// takes no writes and `at` has all that it has, so the receiver is in the middle of nothing. What is left of the
+    /// link does nothing by itself, and goes with [`Step::ForgetSource`].
+    StopReplication { at: InstanceId },
+    /// Stop the receiver, wait until the applier has finished everything received, then forget the source. A server
+    /// that takes writes is not made to apply anything for this: then the step fails.
+    ForgetSource { at: InstanceId },
     /// Follow `source` as the account's user: if another source is configured, stop the receiver, let the
     /// applier finish everything received, re-point; then start both threads. On MariaDB the position is set
     /// from the binlog when the server has never followed. `acknowledge` is the replica side of semi-sync,
@@ -305,7 +309,9 @@ impl Plan {
             .is_some_and(|routes| routes < index);
         self.steps.get(index).is_some_and(|step| match step {
             // Nothing flows there: the old master takes no writes, and is led anew when it returns.
-            Step::ForgetSource { at, .. } | Step::SetSemiSyncSource { at, on: false } => at == from,
+            Step::StopReplication { at }
+            | Step::ForgetSource { at }
+            | Step::SetSemiSyncSource { at, on: false } => at == from,
             Step::Follow { at, .. }
             | Step::WaitUntilFollowing { at, .. }
             | Step::SetAcknowledging { at, .. } => published && at != to,
@@ -351,7 +357,8 @@ impl Step {
             | Self::WaitUntilApplied { at, .. }
             | Self::WaitUntilNear { at, .. }
             | Self::RotateRelayLog { at }
-            | Self::ForgetSource { at, .. }
+            | Self::StopReplication { at }
+            | Self::ForgetSource { at }
             | Self::Follow { at, .. }
             | Self::LeadAhead { at, .. }
             | Self::WaitUntilFollowing { at, .. }
@@ -421,6 +428,7 @@ impl Step {
             | Self::WaitUntilAcknowledged { .. }
             | Self::WaitForAcker { .. }
             | Self::WaitUntilFollowing { .. }
+            | Self::StopReplication { .. }
             | Self::ForgetSource { .. }
             | Self::Follow { .. }
             | Self::UnlockAccount { .. }

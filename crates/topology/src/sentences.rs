@@ -158,10 +158,16 @@ impl fmt::Display for Step {
 }
 
 impl Step {
-    /// The steps at replicas and those asked of agents.
+    /// The steps at replicas, and then the others.
     fn fmt_replication(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ForgetSource { at, .. } => {
+            Self::StopReplication { at } => {
+                write!(
+                    formatter,
+                    "have {at} apply what it received and stop its replication"
+                )
+            }
+            Self::ForgetSource { at } => {
                 write!(formatter, "have {at} apply what it received and follow nobody")
             }
             Self::Follow {
@@ -198,6 +204,15 @@ impl Step {
             Self::SetAcknowledging { at, on: false } => {
                 write!(formatter, "have {at} stop acknowledging, restarting its receiver")
             }
+            Self::RotateRelayLog { at } => write!(formatter, "begin a new relay log at {at}"),
+            Self::StopApplying { at } => write!(formatter, "stop applying at {at}"),
+            Self::StartApplying { at } => write!(formatter, "start applying at {at}"),
+            _ => self.fmt_asked_of_agents(formatter),
+        }
+    }
+
+    fn fmt_asked_of_agents(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             Self::FenceAccount { at, account } => {
                 write!(
                     formatter,
@@ -206,9 +221,6 @@ impl Step {
                 )
             }
             Self::UnlockAccount { at, account } => write!(formatter, "unlock {} at {at}", account.user()),
-            Self::RotateRelayLog { at } => write!(formatter, "begin a new relay log at {at}"),
-            Self::StopApplying { at } => write!(formatter, "stop applying at {at}"),
-            Self::StartApplying { at } => write!(formatter, "start applying at {at}"),
             Self::EnsureReplicationAccount { at, account } => {
                 write!(formatter, "make {} at {at} unless it is there", account.user())
             }
@@ -253,7 +265,16 @@ impl Step {
             | Self::WaitUntilNear { .. }
             | Self::WaitForAcker { .. }
             | Self::PaceProxies { .. }
-            | Self::WaitUntilAcknowledged { .. } => Ok(()),
+            | Self::WaitUntilAcknowledged { .. }
+            | Self::StopReplication { .. }
+            | Self::ForgetSource { .. }
+            | Self::Follow { .. }
+            | Self::LeadAhead { .. }
+            | Self::WaitUntilFollowing { .. }
+            | Self::SetAcknowledging { .. }
+            | Self::RotateRelayLog { .. }
+            | Self::StopApplying { .. }
+            | Self::StartApplying { .. } => Ok(()),
         }
     }
 }

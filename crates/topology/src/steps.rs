@@ -14,10 +14,7 @@ pub(crate) fn record(change: Change) -> Step {
 
 /// The step that has `at` follow nobody, whatever its source does meanwhile.
 pub(crate) fn forget(at: &InstanceId) -> Step {
-    Step::ForgetSource {
-        at: at.clone(),
-        idle: false,
-    }
+    Step::ForgetSource { at: at.clone() }
 }
 
 /// The steps that make `id` follow `source`, streaming, and acknowledging or not.

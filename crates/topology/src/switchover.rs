@@ -8,7 +8,7 @@ use crate::observation::{Observation, Receiver};
 use crate::operations::{agent_silent, errant, known, objections_to_following, replaying, unusable};
 use crate::plan::{Change, Plan, Purpose, Reason, Refusal, Step};
 use crate::situation::{Situation, Source};
-use crate::steps::{after, lead, record, refuse_if_any};
+use crate::steps::{after, forget, lead, record, refuse_if_any};
 
 /// What is said wherever a failover is asked for.
 pub const NO_FAILOVER: &str =
@@ -286,11 +286,17 @@ fn steps(
     let mut changes = recorded(&ahead);
     let led_ahead = acker.filter(|_| !ahead.is_empty());
     let mut steps = before_the_point_of_no_return(situation, from, old, to, led_ahead, ahead);
-    // Who cannot be asked may still follow the new master from an earlier time, and acknowledge.
-    let unknown = situation
+    // Who follows the new master already, from an earlier time, may acknowledge to it; who cannot be asked may do so
+    // unseen.
+    let may_acknowledge = |id: &InstanceId| {
+        situation
+            .trusted(id)
+            .is_none_or(|seen| id != to && (seen.semi_sync.replica_enabled || seen.semi_sync.replica_active))
+    };
+    let unrecorded = situation
         .replicas()
-        .filter(|(id, _)| situation.trusted(id).is_none() && !situation.cluster.ackers.contains(*id));
-    let mut decision: Vec<Change> = unknown
+        .filter(|(id, _)| may_acknowledge(id) && !situation.cluster.ackers.contains(*id));
+    let mut decision: Vec<Change> = unrecorded
         .map(|(id, _)| Change::AddAcker { instance: id.clone() })
         .collect();
     decision.push(Change::Promote {
@@ -459,16 +465,18 @@ fn promotion(
     acker: Option<&InstanceId>,
     led_ahead: bool,
 ) -> (Vec<Step>, Vec<Step>) {
-    let mut steps = vec![Step::ForgetSource {
-        at: to.clone(),
-        idle: true,
-    }];
-    let mut later = Vec::new();
+    // Removing relay logs takes the better part of a stall. A link whose threads are stopped, with everything received
+    // applied, does nothing until somebody starts them, and no server does so by itself. So it is removed later.
+    let stop = |at: &InstanceId| Step::StopReplication { at: at.clone() };
+    let mut steps = vec![stop(to)];
+    let mut later = vec![forget(to)];
     if situation.source(from) != Source::Nobody {
-        steps.push(Step::ForgetSource {
-            at: from.clone(),
-            idle: true,
-        });
+        steps.push(stop(from));
+        if acker == Some(from) {
+            steps.push(forget(from));
+        } else {
+            later.push(forget(from));
+        }
     }
     if let Some(acker) = acker {
         if acker == from {

@@ -169,9 +169,17 @@ impl RealWorld {
         })
     }
 
-    pub(crate) async fn forget_source(&mut self, at: &InstanceId, idle: bool) -> Result<String, Failure> {
+    /// The source of `at` takes no writes, and `at` has all that it has.
+    pub(crate) async fn stop_replication(&mut self, at: &InstanceId) -> Result<String, Failure> {
         let mut server = self.server(at).await?;
-        let result = forget_source(at, &mut server, idle).await;
+        let result = stop_replication(at, &mut server).await;
+        self.keep(at, server, &result);
+        result
+    }
+
+    pub(crate) async fn forget_source(&mut self, at: &InstanceId) -> Result<String, Failure> {
+        let mut server = self.server(at).await?;
+        let result = forget_source(at, &mut server).await;
         self.keep(at, server, &result);
         result
     }
@@ -409,12 +417,23 @@ fn covers(received: &Received, executed: &Transactions, wanted: &Transactions) -
     }
 }
 
-async fn forget_source(at: &InstanceId, server: &mut Server, idle: bool) -> Result<String, Failure> {
+async fn stop_replication(at: &InstanceId, server: &mut Server) -> Result<String, Failure> {
+    let seen = look(at, server).await?;
+    match &seen.replication {
+        None => return Ok("it followed nobody already".to_owned()),
+        Some(replication) if is_stopped(replication) => return Ok("it was stopped already".to_owned()),
+        Some(_) => {}
+    }
+    finish_received(at, server, &seen, true).await?;
+    Ok(String::new())
+}
+
+async fn forget_source(at: &InstanceId, server: &mut Server) -> Result<String, Failure> {
     let seen = look(at, server).await?;
     if seen.replication.is_none() {
         return Ok("it followed nobody already".to_owned());
     }
-    finish_received(at, server, &seen, idle).await?;
+    finish_received(at, server, &seen, false).await?;
     let wrap = |error: mysql_client::Error| failure(at, &error);
     server.forget_source().await.map_err(wrap)?;
     // Without a source it acknowledges nothing; the switch is turned off so that the next start does not either.
@@ -447,9 +466,19 @@ async fn finish_received(
     };
     let wrap = |error: mysql_client::Error| failure(at, &error);
     let receives = replication.receiver != Receiver::Stopped;
-    if !receives && !replication.applier_running && seen.flavor == Flavor::Mariadb {
-        // Both threads are stopped: any start would drop the relay logs. What was in them is still at the source.
+    if is_stopped(replication)
+        && (seen.flavor == Flavor::Mariadb || server.is_drained().await.map_err(wrap)?)
+    {
+        // MariaDB drops its relay logs at any start after both threads had stopped. What was in them is still at the
+        // source.
         return Ok(());
+    }
+    if !replication.applier_running && !seen.read_only {
+        if receives {
+            server.stop_receiver().await.map_err(wrap)?;
+        }
+        // A master applies nothing of its former source; the wait fails when there is something.
+        return wait_until_drained(at, server).await;
     }
     if !replication.applier_running {
         // Before the receiver is stopped: MariaDB drops the relay logs at a start after both were.
@@ -479,6 +508,10 @@ async fn wait_until_drained(at: &InstanceId, server: &mut Server) -> Result<(), 
         ))),
         Err(error) => Err(failure(at, &error)),
     }
+}
+
+fn is_stopped(replication: &Replication) -> bool {
+    replication.receiver == Receiver::Stopped && !replication.applier_running
 }
 
 fn is_user(seen: &Observation, user: &str) -> bool {

@@ -167,7 +167,8 @@ impl World for RealWorld {
                 self.wait_until_acknowledged(of, millis(*limit_milliseconds))
                     .await
             }
-            Step::ForgetSource { at, idle } => self.forget_source(at, *idle).await,
+            Step::StopReplication { at } => self.stop_replication(at).await,
+            Step::ForgetSource { at } => self.forget_source(at).await,
             Step::Follow {
                 at,
                 source,

@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use api::client::Answer;
 use api::operation::{OperationState, StepState, SwitchoverRequest};
-use topology::{Flavor, Role};
+use mysql_client::Depth;
+use topology::{AccountNumber, Flavor, Role};
 
-use crate::harness::{HEAL_LIMIT, TestCluster};
+use crate::harness::{HEAL_LIMIT, TestCluster, until};
 use crate::ledger::Ledger;
 use crate::on_both_flavors;
 
@@ -15,9 +16,9 @@ on_both_flavors! {
     a_monitor_that_is_killed_in_a_switchover_finishes_or_undoes_it;
 }
 
-/// Steps of a switchover's plan: its beginning, the stop of writes, the record that cannot be undone, and what
-/// follows up to the end.
-const KILLED_AT: [usize; 6] = [0, 3, 5, 7, 11, 16];
+/// Steps of a switchover's plan: its beginning, the acker that is led ahead, the stop of writes, what follows the
+/// record that cannot be undone, and a new Master whose link to the old one is still there.
+const KILLED_AT: [usize; 6] = [0, 3, 7, 11, 16, 18];
 
 /// The longest silence that an application may see around a planned switchover. Typical is a tenth of a second;
 /// the rest is for a machine that runs other tests.
@@ -87,7 +88,31 @@ async fn switchovers_lose_nothing(flavor: Flavor) {
     cluster.wait_until_ok().await;
     record.assert_kept(&cluster).await;
     cluster.assert_same_everywhere(&["ledger"]).await;
+    a_link_that_is_left_at_the_master_is_removed(&cluster).await;
     cluster.stop().await;
+}
+
+/// As a switchover leaves it that was interrupted after the new Master took writes: stopped, to the old Master.
+async fn a_link_that_is_left_at_the_master_is_removed(cluster: &TestCluster) {
+    let master = cluster.only(Role::Master).await;
+    let standby = cluster.only(Role::Standby).await;
+    let address = cluster.cluster.server_address(&standby).unwrap();
+    let mut root = cluster.root_at(master.as_str()).await;
+    let had = root.transactions().await.unwrap();
+    let login = cluster.secrets().replication(AccountNumber(1)).unwrap();
+    root.point_at(&address, &login).await.unwrap();
+    until("nothing is left of it", async || {
+        let seen = root.observe(Depth::Ordinary).await.unwrap();
+        assert!(!seen.read_only, "the Master stopped taking writes");
+        let Some(replication) = seen.replication else {
+            return true;
+        };
+        assert!(!replication.applier_running, "the Master applies");
+        false
+    })
+    .await;
+    assert_eq!(root.transactions().await.unwrap(), had);
+    cluster.wait_until_ok().await;
 }
 
 async fn a_monitor_that_is_killed_in_a_switchover_finishes_or_undoes_it(flavor: Flavor) {

@@ -154,7 +154,8 @@ fn at_servers(world: &mut World, step: &Step) -> Result<(), String> {
                 })
             })
         }
-        Step::ForgetSource { at, .. } => forget(world, world.index(at)),
+        Step::StopReplication { at } => stop_replication(world, world.index(at)),
+        Step::ForgetSource { at } => forget(world, world.index(at)),
         Step::Follow {
             at,
             source,
@@ -357,9 +358,20 @@ fn set_source(world: &mut World, at: usize, on: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// Stops the receiver, lets the applier finish, and drops the channel.
-fn forget(world: &mut World, at: usize) -> Result<(), String> {
+/// Stops the receiver, lets the applier finish, and stops it.
+fn stop_replication(world: &mut World, at: usize) -> Result<(), String> {
     drain(world, at)?;
+    if let Some(link) = &mut world.servers[at].link {
+        link.receiving = false;
+        link.session = None;
+        link.applying = false;
+    }
+    Ok(())
+}
+
+/// The same, then drops the channel.
+fn forget(world: &mut World, at: usize) -> Result<(), String> {
+    stop_replication(world, at)?;
     world.servers[at].link = None;
     Ok(())
 }
@@ -369,12 +381,26 @@ fn drain(world: &mut World, at: usize) -> Result<(), String> {
         return Ok(());
     }
     let server = &mut world.servers[at];
-    let flavor = server.flavor;
+    let (flavor, read_only) = (server.flavor, server.read_only);
     let Some(link) = server.link.as_mut() else {
         return Ok(());
     };
-    if !link.applying && !link.receiving && flavor == Flavor::Mariadb {
-        link.drop_relay_logs();
+    if !link.applying && !link.receiving {
+        if flavor == Flavor::Mariadb {
+            link.drop_relay_logs();
+        }
+        if link.relay.is_empty() {
+            return Ok(());
+        }
+    }
+    if !link.applying && !read_only {
+        link.receiving = false;
+        link.session = None;
+        return if link.relay.is_empty() {
+            Ok(())
+        } else {
+            Err("it takes writes and has not applied what it received".to_owned())
+        };
     }
     link.applying = true;
     link.receiving = false;
@@ -407,10 +433,12 @@ fn follow(
         return Ok(());
     }
     drain(world, at)?;
+    let of_master = world.recorded_master() == Some(at);
     let server = &mut world.servers[at];
     server.replica_side = acknowledge;
     server.link = Some(Link {
         source,
+        of_master,
         account,
         receiving: true,
         applying: true,
@@ -431,6 +459,9 @@ fn mutate(mut plan: Plan, mutation: Mutation) -> Plan {
         Mutation::ForgetBeforeApplied => plan
             .steps
             .retain(|step| !matches!(step, Step::WaitUntilApplied { .. })),
+        Mutation::LeaveLinkRunning => plan
+            .steps
+            .retain(|step| !matches!(step, Step::StopReplication { .. })),
         Mutation::RecordAckerLate => move_last(&mut plan, |change| matches!(change, Change::AddAcker { .. })),
         Mutation::RemoveAckerEarly => {
             move_first(&mut plan, |change| matches!(change, Change::RemoveAcker { .. }));

@@ -158,6 +158,13 @@ fn check_rest(world: &mut World) {
         world.violate(format!("scheduled events do not run at {id}"));
     }
     world.check_writes(master);
+    let told = world.cluster.members[&id].active;
+    if let Some(link) = world.servers[master].link.as_ref().filter(|_| !told) {
+        let source = world.ids[link.source].clone();
+        world.violate(format!(
+            "{id} is the master and has a link to {source} that nobody wants"
+        ));
+    }
     if !world.servers[master].waiters.is_empty() && !paused {
         // One that was begun just now is acknowledged in a moment.
         world.route = None;
@@ -343,6 +350,11 @@ fn noticed(mutation: Mutation, words: &str) {
 #[test]
 fn a_source_forgotten_before_all_is_applied_is_noticed() {
     noticed(Mutation::ForgetBeforeApplied, "lacks the acknowledged writes");
+}
+
+#[test]
+fn a_new_master_that_still_replicates_is_noticed() {
+    noticed(Mutation::LeaveLinkRunning, "still replicates");
 }
 
 #[test]

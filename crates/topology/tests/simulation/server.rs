@@ -53,6 +53,8 @@ pub(crate) struct Session {
 #[derive(Debug, Clone)]
 pub(crate) struct Link {
     pub(crate) source: usize,
+    /// Whether it was made at the master, to follow its Standby.
+    pub(crate) of_master: bool,
     pub(crate) account: u32,
     /// Whether the receiver was started.
     pub(crate) receiving: bool,

@@ -21,6 +21,8 @@ pub(crate) enum Mutation {
     None,
     /// A source is forgotten while received transactions are not applied, and nobody waited for them.
     ForgetBeforeApplied,
+    /// A new master's link to the old one is not stopped before it takes writes.
+    LeaveLinkRunning,
     /// An acker is recorded only after it acknowledges.
     RecordAckerLate,
     /// An acker is taken from the record before it stops acknowledging.
@@ -372,8 +374,24 @@ impl World {
         if self.servers[master].source_side && !self.cluster.ackers.is_empty() {
             self.protected = true;
         }
+        self.check_link(master);
         if self.servers[master].running && !self.servers[master].read_only {
             self.check_writes(master);
+        }
+    }
+
+    /// A master that takes writes receives and applies nothing over the link that it had as a replica.
+    fn check_link(&mut self, master: usize) {
+        let server = &self.servers[master];
+        let writes = server.running && !server.read_only;
+        let Some(link) = server.link.as_ref().filter(|link| writes && !link.of_master) else {
+            return;
+        };
+        if link.receiving || link.applying {
+            self.violate(format!(
+                "{} takes writes and still replicates from {}",
+                self.ids[master], self.ids[link.source]
+            ));
         }
     }
 
