@@ -124,6 +124,13 @@ impl fmt::Debug for Client {
     }
 }
 
+/// Where it asks.
+impl fmt::Display for Client {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.bases.join(", "))
+    }
+}
+
 impl Client {
     /// A client of the service at `bases` (such as `http://127.0.0.1:3300`), with a deadline for each request.
     ///

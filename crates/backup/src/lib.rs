@@ -7,6 +7,7 @@ pub mod fetch;
 mod first_error;
 pub mod full;
 pub mod manifest;
+pub mod original;
 pub mod pack;
 pub mod prune;
 pub mod replay;

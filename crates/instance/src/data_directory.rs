@@ -195,9 +195,7 @@ impl Contents {
         contents.initialising = take(&mut all, INITIALISING_MARKER);
         contents.restoring = take(&mut all, RESTORING_MARKER);
         if let Some(marker) = Marker::read(config)? {
-            contents.restoring_over = std::iter::once(marker.incarnation)
-                .chain(marker.discard)
-                .collect();
+            contents.restoring_over = marker.given_up();
         }
         take(&mut all, "lost+found");
         contents.system = system(&all);

@@ -4,6 +4,7 @@
 //! process is noticed and told at once, whatever else is going on. Jobs belong to one server process: when it
 //! ends they are dropped.
 
+mod asking;
 mod hearing;
 mod jobs;
 mod starting;
@@ -22,17 +23,16 @@ use mysql_client::credentials::SecretFile;
 use rustix::process::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
-use topology::first_start::FirstStartReport;
 use topology::observation::ServerState;
 use topology::{AccountNumber, Incarnation, Version};
 
-use self::jobs::{Done, administer, answer};
+use self::jobs::{Done, answer};
 use crate::config::InstanceConfig;
 use crate::fence::{Closed, Verdict};
-use crate::first_start::{self, FirstStart};
+use crate::first_start::FirstStart;
 use crate::identity::Identity;
 use crate::jobs::Job;
-use crate::lifecycle::{self, Decision, Restarts, Wish};
+use crate::lifecycle::Restarts;
 use crate::misfit::SecretsMisfit;
 use crate::notes::Notes;
 use crate::report::Snapshot;
@@ -464,81 +464,6 @@ impl Driver {
                 Ok(())
             }
         }
-    }
-
-    /// Stops the server for a restore, if it is this data that is given up.
-    fn on_order(&mut self, mut order: Box<Order>) {
-        let own = &self.identity.incarnation;
-        let refusal = if self.shutting_down || self.refill.is_some() {
-            Some("the server is being stopped already".to_owned())
-        } else if order.discard.as_ref() == Some(own) {
-            None
-        } else {
-            Some(format!(
-                "the data directory is not empty: it is of the incarnation {own}; name that one if it may be thrown \
-                 away"
-            ))
-        };
-        // Whoever ordered it may be gone, and with it the order.
-        let (taken, _) = oneshot::channel();
-        let told = std::mem::replace(&mut order.taken, taken).send(refusal.clone().map_or(Ok(()), Err));
-        if refusal.is_none() && told.is_ok() {
-            tracing::warn!(incarnation = %own, "stopping the server: its data is given up for a restore");
-            self.refill = Some(order);
-            self.stop();
-        }
-    }
-
-    fn on_asked(&mut self, request: Request, reply: oneshot::Sender<Result<Answer, Refusal>>) {
-        let wish = match request {
-            Request::Shutdown => Wish::Shutdown,
-            _ => Wish::Administer,
-        };
-        let answer = match lifecycle::decide(self.state, wish) {
-            Decision::Refuse(reason) => Err(Refusal::NotNow(reason.to_owned())),
-            Decision::AlreadySo => Ok(Answer::Begun),
-            Decision::Accept => match (request, self.sessions().cloned()) {
-                (Request::Shutdown, _) => {
-                    self.stop();
-                    Ok(Answer::Begun)
-                }
-                (Request::FirstStart, Some(sessions)) => match self.first_start.report() {
-                    None => Err(Refusal::NoSense(
-                        "the environment of this agent asks for nothing at the first start".to_owned(),
-                    )),
-                    Some(FirstStartReport::Waiting) => return self.begin_first_start(sessions, reply),
-                    Some(_) => Ok(Answer::Begun),
-                },
-                (request, Some(sessions)) => {
-                    let secrets = self.secrets.clone();
-                    self.jobs
-                        .push(Box::pin(administer(request, sessions, secrets, reply)));
-                    return;
-                }
-                (_, None) => Err(Refusal::NotNow(
-                    "root cannot log in to the server; the agent's log says why".to_owned(),
-                )),
-            },
-        };
-        // Whoever asked may be gone.
-        drop(reply.send(answer));
-    }
-
-    fn begin_first_start(&mut self, sessions: RootSessions, reply: oneshot::Sender<Result<Answer, Refusal>>) {
-        self.first_start.begun();
-        let work = first_start::Work {
-            wishes: self.first_start.wishes.clone(),
-            config: self.starter.config.clone(),
-            binaries: self.starter.binaries.clone(),
-            launcher: self.starter.launcher.clone(),
-            secrets: self.secrets.clone(),
-            sessions,
-        };
-        self.jobs.push(Box::pin(async move {
-            first_start::run(work, reply).await;
-            Done::FirstStart
-        }));
-        self.refresh();
     }
 
     fn on_done(&mut self, done: Done) {

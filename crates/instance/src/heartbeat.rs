@@ -54,12 +54,14 @@ pub(crate) async fn beat(client: Client, mut reporter: Reporter, driver: mpsc::S
         match outcome {
             Ok(reply) if reply.format > api::FORMAT => {
                 if heard != Some(false) {
-                    tracing::error!("{client:?} answers in a newer format; use the same version everywhere");
+                    tracing::error!(
+                        "the monitor {client} answers in a newer format; use the same version everywhere"
+                    );
                 }
             }
             Ok(reply) => {
                 if heard == Some(false) {
-                    tracing::info!("{client:?} answers again");
+                    tracing::info!("the monitor {client} answers");
                 }
                 if driver.send(Event::Heard(Box::new(reply))).await.is_err() {
                     return;
@@ -67,7 +69,10 @@ pub(crate) async fn beat(client: Client, mut reporter: Reporter, driver: mpsc::S
             }
             Err(error) => {
                 if heard != Some(false) {
-                    tracing::warn!("the monitor does not take the report: {error}");
+                    tracing::warn!(
+                        "the monitor {client} does not take the report: {}",
+                        briefly(&error)
+                    );
                 }
             }
         }
@@ -79,13 +84,21 @@ pub(crate) async fn beat(client: Client, mut reporter: Reporter, driver: mpsc::S
     }
 }
 
+/// One that is not there needs no more words: its address is known.
+fn briefly(error: &api::client::Error) -> String {
+    match error {
+        api::client::Error::Unreachable { .. } => "it does not answer".to_owned(),
+        other => other.to_string(),
+    }
+}
+
 /// Asks every monitor once; what those that answered said.
 pub(crate) async fn ask_once(clients: &[Client], report: &InstanceReport) -> Vec<HeartbeatReply> {
     let mut replies = Vec::new();
     for client in clients {
         match send(client, report).await {
             Ok(reply) => replies.push(reply),
-            Err(error) => tracing::info!("a monitor that could say whether this instance had data: {error}"),
+            Err(error) => tracing::info!("the monitor {client} is not heard: {}", briefly(&error)),
         }
     }
     replies

@@ -19,8 +19,9 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use backup::coordinates::{self, Coordinates};
-use backup::manifest::BackupPosition;
+use backup::manifest::{BackupPosition, Manifest};
 use backup::restore::{RESTORED_NAME, Reading, Restored};
+use backup::store::Store;
 use backup::throttle::Stop;
 use jiff::Timestamp;
 use mysql_client::credentials::SecretFile;
@@ -72,7 +73,8 @@ pub(crate) async fn restore(
 ) -> anyhow::Result<Identity> {
     let config = work.config;
     let mut identity = Identity::new(config.id.clone(), work.binaries.flavor, work.binaries.version)?;
-    identity.cluster = Some(&chosen.manifest().cluster)
+    identity.cluster = chosen
+        .cluster()
         .filter(|theirs| {
             // A foreign backup's data belongs to the cluster that it is restored in.
             work.cluster.as_ref().is_none_or(|own| own == *theirs)
@@ -80,7 +82,7 @@ pub(crate) async fn restore(
         .cloned()
         .or_else(|| work.cluster.clone());
     // An upgrade of the system tables, if one is due, is the next start's.
-    identity.version = chosen.manifest().source.version;
+    identity.version = chosen.version();
     check_space(config, chosen)?;
     prepare_directories(config, work.launcher)?;
     let marker = Marker::new(identity.incarnation.clone(), discard, wanted.of(chosen));
@@ -95,7 +97,7 @@ pub(crate) async fn restore(
     place::prepare(work, &config.data_directory).await?;
     place::remove_strangers(&config.data_directory)?;
     give(work)?;
-    let position = chosen.manifest().position.clone();
+    let position = chosen.position().clone();
     work.step("setting the position", None);
     position::set(work, &identity, &position).await?;
     work.step("completing", None);
@@ -153,7 +155,6 @@ fn leave_coordinates(
     identity: &Identity,
     position: &BackupPosition,
 ) -> anyhow::Result<()> {
-    let manifest = chosen.manifest();
     let coordinates = Coordinates {
         file: position.binlog_file.clone(),
         offset: position.binlog_offset,
@@ -163,8 +164,8 @@ fn leave_coordinates(
         format: 1,
         incarnation: identity.incarnation.clone(),
         backup: chosen.name(),
-        cluster: Some(manifest.cluster.clone()),
-        source: Some(manifest.source.clone()),
+        cluster: chosen.cluster().cloned(),
+        source: chosen.source().cloned(),
         position: position.clone(),
         restored: Timestamp::now(),
     };
@@ -209,11 +210,11 @@ fn finish(work: &Restoration<'_>, identity: &Identity) -> anyhow::Result<()> {
     files::remove_durably(&data.join(RESTORING_MARKER)).context("remove the marker of the restore")
 }
 
-/// The reading of a chosen backup.
-fn reading(work: &Restoration<'_>, chosen: &Chosen) -> Reading {
+/// The reading of a backup.
+fn reading(work: &Restoration<'_>, store: &Store, manifest: &Manifest) -> Reading {
     Reading {
-        store: chosen.store.clone(),
-        manifest: chosen.manifest().clone(),
+        store: store.clone(),
+        manifest: manifest.clone(),
         directory: Some(work.config.data_directory.clone()),
         threads: work.config.backup_thread_count(),
         stop: Stop::default(),

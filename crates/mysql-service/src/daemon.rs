@@ -35,7 +35,13 @@ pub(crate) fn configuration<C, E: Into<anyhow::Error>>(
         None => String::new(),
     };
     let origin = options.config.as_deref().map_or_else(
-        || format!("the configuration of the {daemon} (no `--config FILE` was given)"),
+        || {
+            format!(
+                "the configuration of the {daemon} (no `--config FILE` was given; each key can be a variable \
+                 MYSQL_SERVICE_{}_<KEY>)",
+                daemon.to_uppercase()
+            )
+        },
         |path| path.display().to_string(),
     );
     merged(daemon, &text, &options.set, std::env::vars(), flags)

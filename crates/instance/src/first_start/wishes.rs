@@ -53,6 +53,32 @@ pub enum WishesError {
     Senseless(String),
 }
 
+/// Variables of the official images that are not carried out, each with what is so instead.
+const MEANS_NOTHING: [(&str, &str); 16] = [
+    ("MYSQL_ROOT_HOST", ROOT_IS_LOCAL),
+    ("MARIADB_ROOT_HOST", ROOT_IS_LOCAL),
+    ("MYSQL_ONETIME_PASSWORD", "the agent itself logs in as root"),
+    ("MYSQL_INITDB_SKIP_TZINFO", NO_TIME_ZONES),
+    ("MARIADB_INITDB_SKIP_TZINFO", NO_TIME_ZONES),
+    ("MARIADB_AUTO_UPGRADE", UPGRADED),
+    ("MARIADB_DISABLE_UPGRADE_BACKUP", UPGRADED),
+    ("MARIADB_PASSWORD_HASH", "give the password, as MARIADB_PASSWORD"),
+    ("MARIADB_MASTER_HOST", REGISTERED),
+    ("MARIADB_MASTER_PORT", REGISTERED),
+    ("MARIADB_REPLICATION_USER", REGISTERED),
+    ("MARIADB_REPLICATION_PASSWORD", REGISTERED),
+    ("MARIADB_REPLICATION_PASSWORD_HASH", REGISTERED),
+    ("MARIADB_HEALTHCHECK_GRANTS", HEALTH),
+    ("MARIADB_MYSQL_LOCALHOST_USER", HEALTH),
+    ("MARIADB_MYSQL_LOCALHOST_GRANTS", HEALTH),
+];
+const ROOT_IS_LOCAL: &str = "root logs in from its own machine only";
+const NO_TIME_ZONES: &str =
+    "time zones are loaded nowhere; where an application names them, load them once at the Master";
+const UPGRADED: &str = "data of an older series is always upgraded; a backup is what leads back";
+const REGISTERED: &str = "a replica is made by `mysql-service register` and `activate`";
+const HEALTH: &str = "health is told by the agent, GET /healthz, without a login";
+
 impl Wishes {
     /// By the variables and the directory.
     ///
@@ -74,6 +100,12 @@ impl Wishes {
                     "{variable} is set: every server of a cluster must be given the same root password, by \
                      secret.conf or MYSQL_ROOT_PASSWORD"
                 )));
+            }
+        }
+        for (variable, why) in MEANS_NOTHING {
+            let twin = format!("{variable}_FILE");
+            if environment(variable).is_some() || environment(&twin).is_some() {
+                tracing::warn!("{variable} is set and means nothing here: {why}");
             }
         }
         let text =

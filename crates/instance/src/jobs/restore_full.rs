@@ -55,7 +55,7 @@ pub(super) async fn restore_full(tools: &Tools, job: &Arc<Job>, wish: Wish) -> R
         .map_err(|error| JobError::Refused(format!("{error:#}")))?;
     let name = chosen.name();
     if wish.dry_run {
-        let position = chosen.manifest().position.gtid.clone();
+        let position = chosen.position().gtid.clone();
         return Ok(Outcome {
             sentence: format!("{name} would be restored"),
             result: Some(json!({ "backup": name, "gtid": position })),

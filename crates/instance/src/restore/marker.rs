@@ -46,6 +46,9 @@ pub(crate) struct Marker {
     pub(crate) incarnation: Incarnation,
     /// Of the data that was here before and was given up.
     pub(crate) discard: Option<Incarnation>,
+    /// Of what earlier restores gave up or were making, none of which ended: logs of any may still be there.
+    #[serde(default)]
+    pub(crate) earlier: Vec<Incarnation>,
     /// What is restored.
     pub(crate) wanted: Wanted,
 }
@@ -59,8 +62,17 @@ impl Marker {
                     .to_owned(),
             incarnation,
             discard,
+            earlier: Vec::new(),
             wanted,
         }
+    }
+
+    /// Every incarnation whose logs may be thrown away.
+    pub(crate) fn given_up(self) -> Vec<Incarnation> {
+        let mut all = self.earlier;
+        all.extend(self.discard);
+        all.push(self.incarnation);
+        all
     }
 
     /// Writes it, durably, before anything else. What an earlier marker gave up stays given up.
@@ -68,8 +80,7 @@ impl Marker {
         let path = config.data_directory.join(RESTORING_MARKER);
         let mut marker = self.clone();
         if let Some(earlier) = Self::read(config)? {
-            // Binlogs of both may still be there.
-            marker.discard = marker.discard.or(earlier.discard).or(Some(earlier.incarnation));
+            marker.earlier = earlier.given_up();
         }
         let text = serde_json::to_vec_pretty(&marker).context("print the marker")?;
         files::write_atomically(&path, &text, 0o644)
@@ -91,5 +102,34 @@ impl Marker {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("read the marker `{}`", path.display())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_was_given_up_is_forgotten() {
+        let root = tempfile::tempdir().unwrap();
+        let config = InstanceConfig::parse(&format!(
+            "id = \"a\"\naddress = \"h:1\"\nagent_listen = \"127.0.0.1:2\"\ndata_directory = \"{}\"\n",
+            root.path().display()
+        ))
+        .unwrap();
+        let incarnation = |digit: u32| -> Incarnation {
+            format!("{digit}f0e8400-e29b-41d4-a716-446655440000")
+                .parse()
+                .unwrap()
+        };
+        // The first replaces data; the others begin it again, each as somebody else.
+        for (own, discard) in [(1, Some(incarnation(0))), (2, None), (3, None)] {
+            Marker::new(incarnation(own), discard, Wanted::default())
+                .write(&config, &Launcher::direct())
+                .unwrap();
+        }
+        let given_up = Marker::read(&config).unwrap().unwrap().given_up();
+        let expected: Vec<Incarnation> = (0..4).map(incarnation).collect();
+        assert_eq!(given_up, expected);
     }
 }

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use backup::restore::is_left_by_tools;
+use backup::restore::{Reading, is_left_by_tools};
 use backup::throttle::Stop;
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use topology::Flavor;
 
 use super::{Chosen, Restoration, reading};
@@ -24,24 +25,37 @@ const PREPARE_LIMIT: Duration = Duration::from_hours(12);
 /// # Errors
 /// When anything is missing or damaged, or cannot be written.
 pub(super) async fn place(work: &Restoration<'_>, chosen: &Chosen) -> anyhow::Result<()> {
-    let reading = reading(work, chosen);
     let (handle, job) = (Handle::current(), work.job.clone());
+    let progress = move |bytes| {
+        if let Some(job) = &job {
+            job.done(bytes);
+        }
+    };
+    let stop = Stop::default();
     // The reading threads end with this call, also when it is dropped.
-    let _ends = StopOnDrop(reading.stop.clone());
-    let read = tokio::task::spawn_blocking(move || {
-        reading.run(&handle, |bytes| {
-            if let Some(job) = &job {
-                job.done(bytes);
-            }
-        })
-    });
+    let _ends = StopOnDrop(stop.clone());
+    let read: JoinHandle<anyhow::Result<()>> = match chosen {
+        Chosen::Backup { store, manifest } => {
+            let reading = Reading {
+                stop,
+                ..reading(work, store, manifest)
+            };
+            tokio::task::spawn_blocking(move || reading.run(&handle, progress).map_err(Into::into))
+        }
+        Chosen::Original { archive, .. } => {
+            let (archive, directory) = (archive.clone(), work.config.data_directory.clone());
+            tokio::task::spawn_blocking(move || {
+                archive.unpack(&directory, &stop, progress).map_err(Into::into)
+            })
+        }
+    };
     tokio::select! {
-        read = read => read.context("read the backup")?.map_err(Into::into),
+        read = read => read.context("read the backup")?,
         () = cancelled(work) => bail!("the restore was cancelled"),
     }
 }
 
-struct StopOnDrop(Stop);
+pub(super) struct StopOnDrop(pub(super) Stop);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {

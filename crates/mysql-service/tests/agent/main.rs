@@ -26,6 +26,7 @@ mod settings;
 mod starts;
 mod stops;
 mod supervision;
+mod units;
 mod versions;
 
 /// A test of each flavor for one body.

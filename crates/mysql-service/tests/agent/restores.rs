@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use api::job::{JobState, RestoreSource, Work};
 use backup::restore::Restored;
@@ -13,6 +14,7 @@ use crate::on_both_flavors;
 
 on_both_flavors! {
     an_empty_directory_is_filled_from_the_store;
+    archives_of_the_original_service_are_ordered_by_what_is_inside;
     a_running_agent_replaces_its_data_when_ordered;
 }
 
@@ -112,6 +114,116 @@ async fn an_empty_directory_is_filled_from_the_store(flavor: Flavor) {
     assert!(!strange);
 }
 
+/// A copy as the original service made it, in one file.
+fn archive(agent: &TestAgent, name: &str) {
+    let copy = tempfile::TempDir::with_prefix("copy-").unwrap();
+    let options = copy.path().join("options");
+    fs::write(
+        &options,
+        format!(
+            "[mariadb-backup]\nuser=root\npassword='{}'\nsocket={}\n",
+            agent.secrets.root().unwrap().password.expose(),
+            agent.path("run/mysqld.sock").display()
+        ),
+    )
+    .unwrap();
+    let target = copy.path().join("full");
+    let made = Command::new("mariadb-backup")
+        .arg(format!("--defaults-file={}", options.display()))
+        .arg("--backup")
+        .arg(format!("--target-dir={}", target.display()))
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let packed = Command::new("tar")
+        .arg("-Szcf")
+        .arg(agent.path("backup").join(name))
+        .arg("-C")
+        .arg(&target)
+        .arg(".")
+        .status()
+        .unwrap();
+    assert!(packed.success());
+}
+
+async fn archives_of_the_original_service_are_ordered_by_what_is_inside(flavor: Flavor) {
+    let (mut agent, _monitor) = with_store(flavor, "").await;
+    fill_table(&agent).await;
+    let emptied = async |agent: &mut TestAgent| {
+        agent.terminate().await;
+        for name in ["data", "binlog", "relay_log"] {
+            empty(&agent.path(name));
+        }
+    };
+    if flavor == Flavor::Mysql {
+        // Only XtraBackup prepares such a copy: it says so, and begins nothing.
+        fs::write(
+            agent.path("backup/2026_01_01_00_00_00_bak.tar.gz"),
+            mysql_archive(),
+        )
+        .unwrap();
+        emptied(&mut agent).await;
+        crate::starts::refused(&mut agent, "XtraBackup").await;
+        assert_eq!(fs::read_dir(agent.path("data")).unwrap().count(), 0);
+        return;
+    }
+    // By their names the first is the newest: its machine's clock went ahead.
+    archive(&agent, "2026_03_01_00_00_00_bak.tar.gz");
+    agent
+        .root()
+        .await
+        .execute("INSERT INTO app.t VALUES (-1)")
+        .await
+        .unwrap();
+    let before = (checksum(&agent, "app.t").await, gtids(&agent, flavor).await);
+    archive(&agent, "2026_01_01_00_00_00_bak.tar.gz");
+    // A tool that failed left what is no whole archive, and the newest of all.
+    let whole = fs::read(agent.path("backup/2026_01_01_00_00_00_bak.tar.gz")).unwrap();
+    fs::write(
+        agent.path("backup/2026_09_01_00_00_00_bak.tar.gz"),
+        &whole[..whole.len() / 2],
+    )
+    .unwrap();
+    agent.root().await.execute("DROP TABLE app.t").await.unwrap();
+    let old = agent.identity();
+    emptied(&mut agent).await;
+    agent.launch();
+    agent.until_running().await;
+    assert_eq!(
+        (checksum(&agent, "app.t").await, gtids(&agent, flavor).await),
+        before
+    );
+    let new = agent.identity();
+    assert!(new.incarnation != old.incarnation && new.server_id != old.server_id);
+    let restored: Restored =
+        serde_json::from_slice(&fs::read(agent.path("backup/restore.json")).unwrap()).unwrap();
+    assert_eq!(restored.backup, "2026_01_01_00_00_00_bak.tar.gz");
+    assert_eq!((restored.cluster, restored.source), (None, None));
+    assert!(agent.log().contains("a backup is passed over"), "{}", agent.log());
+}
+
+/// What is in such an archive of a MySQL server, as far as it is looked at.
+fn mysql_archive() -> Vec<u8> {
+    let directory = tempfile::TempDir::with_prefix("copy-").unwrap();
+    for (name, text) in [
+        ("xtrabackup_checkpoints", "backup_type = full-backuped\n"),
+        ("xtrabackup_binlog_info", "binlog.000003\t157\t\n"),
+        ("xtrabackup_info", "server_version = 9.7.4\n"),
+        ("xtrabackup_logfile", "redo"),
+    ] {
+        fs::write(directory.path().join(name), text).unwrap();
+    }
+    let packed = Command::new("tar")
+        .arg("-zc")
+        .arg("-C")
+        .arg(directory.path())
+        .arg(".")
+        .output()
+        .unwrap();
+    assert!(packed.status.success());
+    packed.stdout
+}
+
 fn restore(discard: Option<Incarnation>) -> Work {
     Work::RestoreFull {
         from: RestoreSource::Backup { backup: None },
@@ -152,7 +264,7 @@ async fn a_running_agent_replaces_its_data_when_ordered(flavor: Flavor) {
         foreign_cluster: false,
         dry_run: false,
     };
-    refused("an-archive", named, "cannot be restored by this version").await;
+    refused("an-archive", named, "cannot be restored").await;
     assert_eq!(agent.identity().incarnation, own);
     let pid = agent.report().await.unwrap().server_pid;
     assert!(pid.is_some(), "a refusal left the server as it was");

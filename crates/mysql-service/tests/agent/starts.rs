@@ -18,6 +18,7 @@ on_both_flavors! {
     what_is_unclear_is_refused_and_left_alone;
     an_instance_that_had_data_is_not_made_anew;
     settings_of_ones_own_win_unless_they_are_protected;
+    the_server_of_a_root_agent_runs_as_mysql;
 }
 
 /// Passwords with everything that a quoting could get wrong.
@@ -287,13 +288,12 @@ async fn settings_of_ones_own_win_unless_they_are_protected(flavor: Flavor) {
     }
 }
 
-#[tokio::test]
-async fn the_server_of_a_root_agent_runs_as_mysql() {
+async fn the_server_of_a_root_agent_runs_as_mysql(flavor: Flavor) {
     if !rustix::process::geteuid().is_root() || instance::user::find("mysql").unwrap().is_none() {
         // Nothing to see: without root nobody can become another user.
         return;
     }
-    let agent = TestAgent::prepare(Setup::of(Flavor::Mariadb)).await;
+    let agent = TestAgent::prepare(Setup::of(flavor)).await;
     let file = agent.path("instance.toml");
     let text = fs::read_to_string(&file)
         .unwrap()
