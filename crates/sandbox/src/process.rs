@@ -137,6 +137,20 @@ fn all_threads_stand_still(pid: u32) -> Result<bool> {
         .all(|(state, _)| matches!(state, 'T' | 't' | 'Z' | 'X')))
 }
 
+/// A child that was to go on running has ended.
+#[derive(Debug, thiserror::Error)]
+#[error("{name} has ended ({status}); its log {} ends with:\n{last_lines}", .log.display())]
+pub struct Ended {
+    /// What it was, such as `mysql-server-1`.
+    pub name: String,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Where it wrote its log.
+    pub log: PathBuf,
+    /// What it wrote last.
+    pub last_lines: String,
+}
+
 /// A child of this process that logs into a file. Dropped, it is killed and reaped.
 #[derive(Debug)]
 pub struct Managed {
@@ -214,12 +228,13 @@ impl Managed {
     pub fn check(&mut self) -> Result<()> {
         match self.ended()? {
             None => Ok(()),
-            Some(status) => bail!(
-                "{} has ended ({status}); its log {} ends with:\n{}",
-                self.name,
-                self.log.display(),
-                last_lines(&self.log)
-            ),
+            Some(status) => Err(Ended {
+                name: self.name.clone(),
+                status,
+                last_lines: last_lines(&self.log),
+                log: self.log.clone(),
+            }
+            .into()),
         }
     }
 

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 use instance::config::FlavorChoice as Choice;
+use mysql_client::credentials::SecretError;
 use sandbox::cluster::{Cluster, Request, StartError};
 use sandbox::cluster_file::ClusterFile;
 use sandbox::layout::{Layout, LayoutError, Wanted};
+use sandbox::process::Ended;
 use sandbox::remains::Processes;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use topology::Flavor;
@@ -61,7 +63,7 @@ async fn foreground(options: &Up, directory: &Path) -> Result<(), Failure> {
     };
     if let Err(error) = ok {
         cluster.stop(&tell).await?;
-        return Err(Failure::Failed(error));
+        return Err(failure_of(error));
     }
     let file = ClusterFile::load(&cluster.layout().cluster_file())?;
     output::print(&announcement(
@@ -126,8 +128,24 @@ fn own_program() -> Result<PathBuf, Failure> {
 /// What is wrong with the directory, the ports or the installation is for a person to change.
 fn start_failure(error: StartError) -> Failure {
     match error {
-        StartError::Other(error) | StartError::Layout(LayoutError::Other(error)) => Failure::Failed(error),
+        StartError::Other(error) | StartError::Layout(LayoutError::Other(error)) => failure_of(error),
         error => Failure::Usage(error.into()),
+    }
+}
+
+/// Secrets that cannot be read, and a daemon that ended because of its configuration or its secrets, are for a person
+/// to change too.
+fn failure_of(error: anyhow::Error) -> Failure {
+    let is_configuration = error.chain().any(|cause| {
+        cause.is::<SecretError>()
+            || cause
+                .downcast_ref::<Ended>()
+                .is_some_and(|ended| ended.status.code() == Some(2))
+    });
+    if is_configuration {
+        Failure::Usage(error)
+    } else {
+        Failure::Failed(error)
     }
 }
 

@@ -8,12 +8,13 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use topology::Flavor;
 
-use crate::command::run;
+use crate::command::{run, run_with};
 use crate::harness::{PORTS, TestCluster};
 use crate::on_both_flavors;
 
 on_both_flavors! {
     a_monitor_takes_no_nonsense;
+    secrets_that_do_not_fit_stop_a_start_with_exit_code_2;
 }
 
 #[tokio::test]
@@ -254,6 +255,56 @@ async fn a_monitor_takes_no_nonsense(flavor: Flavor) {
         ran.stdout
     );
     cluster.stop().await;
+}
+
+/// The first start is one without a `PATH`, which the scripts of a server's package would not find their tools with.
+async fn secrets_that_do_not_fit_stop_a_start_with_exit_code_2(flavor: Flavor) {
+    let directory = TempDir::with_prefix("mistakes-").unwrap();
+    let ports = PortRange::take(PORTS).unwrap();
+    let (dir, base) = (directory.path().display().to_string(), ports.first().to_string());
+    let flavor = flavor.to_string();
+    let start = [
+        "up",
+        "--detach",
+        "--instances",
+        "1",
+        "--dir",
+        &dir,
+        "--port-base",
+        &base,
+        "--flavor",
+        &flavor,
+    ];
+    run_with(start, |command| {
+        command.env("PATH", "");
+    })
+    .await
+    .expect(0);
+    run(["down", "--dir", &dir]).await.expect(0);
+
+    let file = directory.path().join("secret.conf");
+    let right = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{right}dba_passwd = a-secret-word\n")).unwrap();
+    let ran = run(start).await.expect(2).explains("secret.conf, line");
+    assert!(
+        !ran.stderr.contains("a-secret-word"),
+        "a secret is shown: {}",
+        ran.stderr
+    );
+    let wrong: String = right
+        .lines()
+        .map(|line| match line.split_once('=') {
+            Some(("root_passwd", _)) => "root_passwd=another\n".to_owned(),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    std::fs::write(&file, wrong).unwrap();
+    run(start).await.expect(2).explains("root_passwd");
+
+    // The data is as it was.
+    std::fs::write(&file, right).unwrap();
+    run(start).await.expect(0);
+    run(["down", "--dir", &dir]).await.expect(0);
 }
 
 fn names(directory: &Path) -> Vec<String> {
