@@ -52,6 +52,9 @@ pub struct InstanceReport {
     /// Whether binlogs are replayed into it, or an interrupted replay was not tidied up yet: it gets no role then.
     #[serde(default)]
     pub replaying: bool,
+    /// Tables and tablespaces that a backup of this server would lack, so that it is refused: some of them.
+    #[serde(default)]
+    pub uncopied: Vec<String>,
     /// A word about the state, such as the last exit; empty when there is nothing to say.
     pub detail: String,
     /// The server's process.

@@ -102,7 +102,7 @@ pub enum Answer {
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
-    bases: Arc<[String]>,
+    pub(crate) bases: Arc<[String]>,
     current: Arc<AtomicUsize>,
     token: Option<Arc<str>>,
     actor: Option<Arc<str>>,
@@ -345,7 +345,7 @@ impl Client {
         read_change(response).await
     }
 
-    async fn send(
+    pub(crate) async fn send(
         &self,
         method: Method,
         path: &str,
@@ -525,7 +525,7 @@ fn sentences(reasons: &[Reason]) -> String {
 }
 
 /// An error with everything that caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -6,12 +6,14 @@
 //! | `GET /api/v1/jobs` | | [`Jobs`]: those that run and the last ones that ended, the newest first |
 //! | `GET /api/v1/jobs/{id}` | | [`JobDocument`] |
 //! | `POST /api/v1/jobs/{id}/cancel` | | `202`: it ends soon, as `cancelled`; one that has ended stays as it is |
+//! | `GET /api/v1/donations/{id}` | | what the job gives (`backup::donation`); `503` until it can, `409` when it cannot |
+//! | `GET /api/v1/donations/{id}/stream` | | the data, to one taker, once |
 //!
 //! The caller chooses the id, so that a request whose answer was lost can be sent again: the same id with the same
 //! work is the same job, with other work it is refused.
 
 use serde::{Deserialize, Serialize};
-use topology::{Address, Incarnation, JobId};
+use topology::{Address, Incarnation, InstanceId, JobId};
 
 /// Asks an agent for a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +86,15 @@ pub enum Work {
         #[serde(default)]
         dry_run: bool,
     },
+    /// Give the server's data to another instance, whose agent asks for it and takes it from
+    /// `GET /api/v1/donations/{id}/stream`.
+    Donate {
+        /// Whose data directory it fills.
+        to: InstanceId,
+        /// At most so many bytes per second.
+        #[serde(default)]
+        limit_bytes_per_second: Option<u64>,
+    },
     /// Replay the archive up to a transaction.
     RestoreIncremental {
         /// How far.
@@ -145,10 +156,15 @@ pub enum RestoreSource {
     },
     /// A running server, through its agent.
     Donor {
+        /// Whose.
+        instance: InstanceId,
         /// The server.
         address: Address,
         /// Its agent's URL.
         agent: String,
+        /// At most so many bytes per second are taken from it.
+        #[serde(default)]
+        limit_bytes_per_second: Option<u64>,
     },
 }
 

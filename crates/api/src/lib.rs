@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod archive;
 pub mod backup;
+pub mod byte_stream;
 pub mod client;
 pub mod cluster;
 pub mod job;

@@ -3,6 +3,7 @@
 pub mod archive;
 pub mod catalogue;
 pub mod coordinates;
+pub mod donation;
 pub mod fetch;
 mod first_error;
 pub mod full;

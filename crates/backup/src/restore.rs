@@ -30,7 +30,7 @@ pub struct Restored {
     pub format: u32,
     /// The data directory that was filled.
     pub incarnation: Incarnation,
-    /// The backup's name; an old archive's file name where it has none.
+    /// The backup's name; an old archive's file name where it has none; in words where a running server was copied.
     pub backup: String,
     /// Whose data it is; `None` for an old archive, which does not say.
     pub cluster: Option<ClusterId>,

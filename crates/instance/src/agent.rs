@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use api::archive::ArchiveOrder;
+use api::client::Client;
 use mysql_client::credentials::{SecretError, SecretFile};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -22,6 +23,7 @@ use crate::binaries::Binaries;
 use crate::children::reap_orphans;
 use crate::config::{FlavorChoice, InstanceConfig};
 use crate::data_directory::Contents;
+use crate::donations::Donations;
 use crate::driver::{Driver, Ended, Event, Parts};
 use crate::fill::{Filling, bring_about, refill};
 use crate::first_start::{FirstStart, Wishes};
@@ -35,6 +37,7 @@ use crate::replaying;
 use crate::report::{Reporter, Snapshot};
 use crate::server::Launcher;
 use crate::start::Starter;
+use crate::uncopied;
 use crate::upgrade;
 use crate::user;
 
@@ -79,7 +82,8 @@ pub async fn run(
         generation: Generation::ZERO,
     });
     let (archive, orders) = archiver::Parts::new(&config, binaries.flavor, &secrets, snapshot.clone());
-    let reporter = Reporter::new(&config, binaries.flavor, snapshot, archive.watched());
+    let (uncopied, looking) = uncopied::watch(&config, binaries.flavor, &secrets, snapshot.clone());
+    let reporter = Reporter::new(&config, binaries.flavor, snapshot, archive.watched(), uncopied);
     let token = secrets.agent_token()?;
     let monitors = heartbeat::clients(&config.monitor, &token)?;
     let (driver, events) = mpsc::channel(64);
@@ -95,6 +99,7 @@ pub async fn run(
         reporter: reporter.clone(),
         monitors: monitors.clone(),
         driver: driver.clone(),
+        donations: Donations::default(),
     })?;
     let routes = http::router(driver.clone(), reporter.clone(), jobs.clone(), &token);
     around.spawn(async move {
@@ -108,6 +113,7 @@ pub async fn run(
     around.spawn(take_reloads(reloads, driver));
     archiver::start(&archive, &mut around)?;
     around.spawn(replaying::tidy_up_when_running(&config, &secrets, &publish));
+    around.spawn(looking);
     let manager = ServiceManager::of_environment();
     let announcement = announce(manager.clone(), publish.subscribe(), shutdown.clone());
     around.spawn(announcement);
@@ -131,8 +137,29 @@ pub async fn run(
     around.spawn(end_jobs(jobs.clone(), stopping));
     let outcome = Box::pin(serve(&parts, &contents, events, &orders, shutdown)).await;
     jobs.end_all().await;
-    if let Err(error) = &outcome {
-        last_words::leave(&run_directory, Some(&format!("{error:#}")));
+    wind_down(
+        &outcome,
+        &run_directory,
+        &publish,
+        around,
+        &manager,
+        (&reporter, monitors.as_slice()),
+    )
+    .await;
+    outcome
+}
+
+/// Says everybody how it ended, as the last word.
+async fn wind_down(
+    outcome: &anyhow::Result<()>,
+    run_directory: &Path,
+    publish: &watch::Sender<Snapshot>,
+    mut around: JoinSet<()>,
+    manager: &ServiceManager,
+    (reporter, monitors): (&Reporter, &[Client]),
+) {
+    if let Err(error) = outcome {
+        last_words::leave(run_directory, Some(&format!("{error:#}")));
         publish.send_modify(|snapshot| {
             snapshot.state = ServerState::Stopped;
             snapshot.detail = format!("{error:#}");
@@ -141,13 +168,12 @@ pub async fn run(
     }
     // The last word, so that nobody takes the silence for a crash.
     around.abort_all();
-    announce_end(&manager, &outcome);
+    announce_end(manager, outcome);
     let report = reporter.report();
-    let last_words = heartbeat::ask_once(&monitors, &report);
+    let last_words = heartbeat::ask_once(monitors, &report);
     if tokio::time::timeout(LAST_WORDS_LIMIT, last_words).await.is_err() {
         tracing::warn!("no monitor heard that the server is stopped");
     }
-    outcome
 }
 
 async fn keep_reaping() {

@@ -9,7 +9,7 @@ use backup::catalogue;
 use mysql_client::credentials::SecretFile;
 use tokio::sync::{mpsc, watch};
 use topology::observation::ServerState;
-use topology::{ClusterId, Incarnation};
+use topology::{ClusterId, Incarnation, InstanceId};
 
 use crate::config::InstanceConfig;
 use crate::configuration_file;
@@ -20,7 +20,7 @@ use crate::identity::Identity;
 use crate::initialise::{self, Initialisation};
 use crate::jobs::Job;
 use crate::report::{Reporter, Snapshot};
-use crate::restore::{Marker, Restoration, Wanted, choose, restore};
+use crate::restore::{Marker, Origin, Restoration, Wanted, restore};
 use crate::start::Starter;
 
 /// What filling a data directory takes.
@@ -137,8 +137,12 @@ async fn restore_at_start(
             backup: None,
             from_store: config.restore_from_store,
             foreign_cluster: config.restore_foreign_cluster,
+            donor: None,
         }
     };
+    if let Some(donor) = &wanted.donor {
+        return Ok(wait_for_order(parts, &donor.instance, events).await);
+    }
     publish_restoring(parts);
     let filled = async {
         let cluster = own_cluster(parts, &wanted).await?;
@@ -147,6 +151,27 @@ async fn restore_at_start(
     beside_refusals(filled, events)
         .await
         .context("restore a backup into the data directory")
+}
+
+/// A copy of a running server was interrupted. Whoever asked for it asks again, of that server or of another one:
+/// this agent does not know any more whether the donor is still fit for it.
+async fn wait_for_order(
+    parts: &Filling<'_>,
+    donor: &InstanceId,
+    events: &mut mpsc::Receiver<Event>,
+) -> Identity {
+    let detail = format!(
+        "a copy of {donor} was interrupted, and the data directory is not complete: ask for it again (`scale-out`), or \
+         order a restore"
+    );
+    tracing::error!("{detail}");
+    publish_restoring(parts);
+    parts.publish.send_modify(|snapshot| {
+        snapshot.state = ServerState::Stopped;
+        snapshot.detail = detail;
+    });
+    let order = next_order(events).await;
+    refill(parts, order, events).await
 }
 
 /// The cluster that a monitor says is this instance's.
@@ -269,9 +294,9 @@ async fn fill(
         cluster,
         job,
     };
-    let chosen = choose(&work, wanted).await?;
-    tracing::info!("restoring {}", chosen.name());
-    let identity = restore(&work, &chosen, wanted, discard).await?;
+    let origin = Origin::find(&work, wanted).await?;
+    tracing::info!("restoring {}", origin.name());
+    let identity = restore(&work, &origin, wanted, discard).await?;
     parts.publish.send_modify(|snapshot| {
         snapshot.identity = Some(identity.clone());
         snapshot.state = ServerState::Starting;

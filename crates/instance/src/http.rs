@@ -22,6 +22,7 @@ use crate::driver::{Answer, Event, Refusal, Request};
 use crate::jobs::Jobs;
 use crate::report::Reporter;
 
+mod donations;
 mod jobs;
 
 #[derive(Clone)]
@@ -64,6 +65,7 @@ pub(crate) fn router(
         .route("/api/v1/first-start", post(first_start))
         .route("/api/v1/shutdown", post(shutdown))
         .merge(jobs::routes())
+        .merge(donations::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(agent.clone(), authenticate))

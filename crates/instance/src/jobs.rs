@@ -9,16 +9,17 @@
 //! when an agent starts was ended with the agent before: it failed, and what it left in the store is not a backup.
 
 mod archive_now;
-mod clone;
+pub(crate) mod clone;
+mod donate;
 mod fetch_increment;
-mod full_backup;
+pub(crate) mod full_backup;
 mod journal;
 mod keep;
 pub(crate) mod mariadb_backup;
 mod progress;
 mod restore_full;
 mod restore_incremental;
-mod throwaway;
+pub(crate) mod throwaway;
 mod verify;
 mod work;
 
@@ -30,14 +31,16 @@ use api::client::Client;
 use api::job::{JobDocument, JobRequest, JobState, Jobs as JobList, Work};
 use mysql_client::credentials::SecretFile;
 use tokio::sync::mpsc;
-use topology::JobId;
+use topology::{ClusterId, JobId};
 
 use self::journal::Journal;
 pub(crate) use self::progress::Job;
 use crate::binaries::Binaries;
 use crate::config::InstanceConfig;
+use crate::donations::Donations;
 use crate::driver::Event;
 use crate::report::Reporter;
+use crate::restore::Restoration;
 use crate::server::Launcher;
 
 /// What jobs work with.
@@ -49,6 +52,21 @@ pub(crate) struct Tools {
     pub(crate) reporter: Reporter,
     pub(crate) monitors: Vec<Client>,
     pub(crate) driver: mpsc::Sender<Event>,
+    pub(crate) donations: Donations,
+}
+
+impl Tools {
+    /// What a restore of this instance works with.
+    pub(crate) fn restoration(&self, cluster: Option<ClusterId>, job: Option<&Arc<Job>>) -> Restoration<'_> {
+        Restoration {
+            config: &self.config,
+            binaries: &self.binaries,
+            secrets: &self.secrets,
+            launcher: &self.launcher,
+            cluster,
+            job: job.cloned(),
+        }
+    }
 }
 
 /// The agent's jobs; cheap to clone.
@@ -227,6 +245,11 @@ impl Jobs {
         state.find(id)
     }
 
+    /// The copies of the data that wait to be taken.
+    pub(crate) fn donations(&self) -> &Donations {
+        &self.shared.tools.donations
+    }
+
     /// Ends every job, for an agent that stops.
     pub(crate) async fn end_all(&self) {
         /// A job that is told to end looks within a second; removing what it left takes as long as the store does.
@@ -270,6 +293,7 @@ pub(crate) fn name(work: &Work) -> &'static str {
         Work::FetchFull { .. } => "fetching a full backup",
         Work::FetchIncrement => "fetching the binlogs after a full backup",
         Work::ArchiveNow => "archiving up to now",
+        Work::Donate { .. } => "giving the data to another instance",
         Work::RestoreFull { .. } => "a full restore",
         Work::RestoreIncremental { .. } => "an incremental restore",
     }

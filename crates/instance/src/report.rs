@@ -18,6 +18,9 @@ use crate::identity::Identity;
 use crate::replaying;
 use crate::server;
 
+/// Enough to know where to look.
+const UNCOPIED_TOLD: usize = 10;
+
 /// What the driver publishes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Snapshot {
@@ -36,6 +39,7 @@ pub(crate) struct Snapshot {
 pub(crate) struct Reporter {
     pub(crate) snapshot: watch::Receiver<Snapshot>,
     pub(crate) archive: ArchiveWatch,
+    uncopied: watch::Receiver<Vec<String>>,
     fixed: Arc<Fixed>,
 }
 
@@ -63,10 +67,12 @@ impl Reporter {
         flavor: Flavor,
         snapshot: watch::Receiver<Snapshot>,
         archive: ArchiveWatch,
+        uncopied: watch::Receiver<Vec<String>>,
     ) -> Self {
         Self {
             snapshot,
             archive,
+            uncopied,
             fixed: Arc::new(Fixed {
                 id: config.id.clone(),
                 address: config.address.clone(),
@@ -111,6 +117,13 @@ impl Reporter {
             server_id: snapshot.identity.as_ref().map(|identity| identity.server_id),
             state: snapshot.state,
             replaying: replaying::is_marked(&self.fixed.config.data_directory),
+            uncopied: self
+                .uncopied
+                .borrow()
+                .iter()
+                .take(UNCOPIED_TOLD)
+                .cloned()
+                .collect(),
             detail: with_disk_warning(&snapshot.detail, key, disk, self.fixed.minimum_bytes),
             server_pid: snapshot.server_pid,
             uptime_seconds: snapshot.server_pid.and_then(server::uptime_seconds),

@@ -1,15 +1,17 @@
-//! An empty data directory is filled from a full backup.
+//! An empty data directory is filled from a full backup, or from a running server.
 //!
 //! ```text
 //!  choose ─► marker ─► clear ─► segments ─► prepare ─► server without network: position ─► clean stop
 //!         ─► coordinates for the incremental restore ─► everything durable ─► identity ─► no marker
 //! ```
 //! The marker is durable before the first byte is removed or written, and names what is restored; while it is there
-//! the directory has nobody's data, and a next agent begins the same restore again. A restored server is a new
+//! the directory has nobody's data, and a next agent begins the same restore again, or waits until a copy of a
+//! running server is ordered again. A restored server is a new
 //! incarnation with a new server id: a server skips events that bear its own id, so one that comes back as its former
 //! self would silently lack its own former writes.
 
 mod choose;
+mod donor;
 mod marker;
 pub(crate) mod place;
 mod position;
@@ -19,16 +21,17 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use backup::coordinates::{self, Coordinates};
-use backup::manifest::{BackupPosition, Manifest};
+use backup::manifest::{BackupPosition, Manifest, Source};
 use backup::restore::{RESTORED_NAME, Reading, Restored};
 use backup::store::Store;
 use backup::throttle::Stop;
 use jiff::Timestamp;
 use mysql_client::credentials::SecretFile;
-use topology::{ClusterId, Incarnation};
+use topology::{ClusterId, Incarnation, Version};
 
 pub(crate) use self::choose::{Chosen, choose};
-pub(crate) use self::marker::{Marker, Wanted};
+pub(crate) use self::donor::Donor;
+pub(crate) use self::marker::{Marker, Wanted, WantedDonor};
 use crate::binaries::Binaries;
 use crate::config::InstanceConfig;
 use crate::data_directory::RESTORING_MARKER;
@@ -60,6 +63,80 @@ impl Restoration<'_> {
     }
 }
 
+/// Where the data comes from.
+pub(crate) enum Origin {
+    /// A full backup.
+    Backup(Chosen),
+    /// A running server.
+    Donor(Box<Donor>),
+}
+
+impl Origin {
+    /// What is wanted, if it can be had.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) async fn find(work: &Restoration<'_>, wanted: &Wanted) -> anyhow::Result<Self> {
+        match &wanted.donor {
+            Some(donor) => Ok(Self::Donor(Box::new(Donor::agree(work, donor).await?))),
+            None => choose(work, wanted).await.map(Self::Backup),
+        }
+    }
+
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Backup(chosen) => chosen.name(),
+            Self::Donor(donor) => format!("the data of {}", donor.source().instance),
+        }
+    }
+
+    /// Whose data it is, where it says so.
+    fn cluster(&self) -> Option<&ClusterId> {
+        match self {
+            Self::Backup(chosen) => chosen.cluster(),
+            Self::Donor(donor) => Some(donor.cluster()),
+        }
+    }
+
+    /// The server that was copied, where it says so.
+    fn source(&self) -> Option<&Source> {
+        match self {
+            Self::Backup(chosen) => chosen.source(),
+            Self::Donor(donor) => Some(donor.source()),
+        }
+    }
+
+    /// Of the server that was copied.
+    fn version(&self) -> Version {
+        match self {
+            Self::Backup(chosen) => chosen.version(),
+            Self::Donor(donor) => donor.source().version,
+        }
+    }
+
+    /// About how much data it is.
+    pub(crate) fn total_bytes(&self) -> u64 {
+        match self {
+            Self::Backup(chosen) => chosen.total_bytes(),
+            Self::Donor(donor) => donor.total_bytes(),
+        }
+    }
+
+    /// Every file in place and consistent; where the copy ends.
+    async fn place(&self, work: &Restoration<'_>) -> anyhow::Result<BackupPosition> {
+        match self {
+            Self::Backup(chosen) => {
+                work.step("reading the backup", Some(self.total_bytes()));
+                place::place(work, chosen).await?;
+                work.step("preparing", None);
+                place::prepare(work, &work.config.data_directory).await?;
+                Ok(chosen.position().clone())
+            }
+            Self::Donor(donor) => donor.copy(work).await,
+        }
+    }
+}
+
 /// Fills the data directory with what was chosen. It must be empty, hold what an interrupted restore left, or be
 /// the one of the incarnation `discard`.
 ///
@@ -67,13 +144,13 @@ impl Restoration<'_> {
 /// When anything fails; the marker stays, and the next attempt begins again.
 pub(crate) async fn restore(
     work: &Restoration<'_>,
-    chosen: &Chosen,
+    origin: &Origin,
     wanted: &Wanted,
     discard: Option<Incarnation>,
 ) -> anyhow::Result<Identity> {
     let config = work.config;
     let mut identity = Identity::new(config.id.clone(), work.binaries.flavor, work.binaries.version)?;
-    identity.cluster = chosen
+    identity.cluster = origin
         .cluster()
         .filter(|theirs| {
             // A foreign backup's data belongs to the cluster that it is restored in.
@@ -82,43 +159,38 @@ pub(crate) async fn restore(
         .cloned()
         .or_else(|| work.cluster.clone());
     // An upgrade of the system tables, if one is due, is the next start's.
-    identity.version = chosen.version();
-    check_space(config, chosen)?;
+    identity.version = origin.version();
+    check_space(config, origin.total_bytes())?;
     prepare_directories(config, work.launcher)?;
-    let marker = Marker::new(identity.incarnation.clone(), discard, wanted.of(chosen));
+    let marker = Marker::new(identity.incarnation.clone(), discard, wanted.of(origin));
     marker.write(config, work.launcher)?;
     empty(config).await?;
     for directory in [&config.binlog_directory, &config.relay_log_directory] {
         identity::mark(directory, &identity.incarnation)?;
     }
-    work.step("reading the backup", Some(chosen.total_bytes()));
-    place::place(work, chosen).await?;
-    work.step("preparing", None);
-    place::prepare(work, &config.data_directory).await?;
+    let position = origin.place(work).await?;
     place::remove_strangers(&config.data_directory)?;
     give(work)?;
-    let position = chosen.position().clone();
     work.step("setting the position", None);
     position::set(work, &identity, &position).await?;
     work.step("completing", None);
-    leave_coordinates(config, chosen, &identity, &position)?;
+    leave_coordinates(config, origin, &identity, &position)?;
     finish(work, &identity)?;
     tracing::info!(
         incarnation = %identity.incarnation, server_id = %identity.server_id,
-        "restored {} up to {}", chosen.name(), position.gtid
+        "restored {} up to {}", origin.name(), position.gtid
     );
     Ok(identity)
 }
 
 /// There must be room for every file at once, and for the redo log and the first binlogs.
-fn check_space(config: &InstanceConfig, chosen: &Chosen) -> anyhow::Result<()> {
-    let needed = chosen.total_bytes();
+fn check_space(config: &InstanceConfig, needed: u64) -> anyhow::Result<()> {
     let found = disk(&config.data_directory);
     let existing = place::bytes_below(&config.data_directory);
     let room = found.free_bytes.saturating_add(existing);
     anyhow::ensure!(
         found.total_bytes == 0 || room >= needed.saturating_add(config.disk_minimum_mebibytes << 20),
-        "the backup has {} MiB, and `{}` has room for {} MiB: make space there",
+        "the copy has {} MiB, and `{}` has room for {} MiB: make space there",
         needed >> 20,
         config.data_directory.display(),
         room >> 20
@@ -151,7 +223,7 @@ async fn empty(config: &InstanceConfig) -> anyhow::Result<()> {
 /// What the incremental restore begins with, in the local backup directory.
 fn leave_coordinates(
     config: &InstanceConfig,
-    chosen: &Chosen,
+    origin: &Origin,
     identity: &Identity,
     position: &BackupPosition,
 ) -> anyhow::Result<()> {
@@ -163,9 +235,9 @@ fn leave_coordinates(
     let restored = Restored {
         format: 1,
         incarnation: identity.incarnation.clone(),
-        backup: chosen.name(),
-        cluster: chosen.cluster().cloned(),
-        source: chosen.source().cloned(),
+        backup: origin.name(),
+        cluster: origin.cluster().cloned(),
+        source: origin.source().cloned(),
         position: position.clone(),
         restored: Timestamp::now(),
     };

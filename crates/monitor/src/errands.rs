@@ -13,13 +13,14 @@ pub(crate) mod agents;
 pub(crate) mod catalogue;
 pub(crate) mod compose;
 pub(crate) mod problems;
+pub(crate) mod rates;
 pub(crate) mod runner;
 pub(crate) mod schedule;
 
 use api::backup::{
     BackupRequest, CleanRequest, PruneRequest, RestoreRequest, ScaleOutRequest, VerifyRequest,
 };
-use api::job::Work;
+use api::job::{RestoreSource, Work};
 use serde::{Deserialize, Serialize};
 use topology::{Incarnation, InstanceId, JobId, OperationId};
 
@@ -145,10 +146,11 @@ pub(crate) fn describe(work: &Work) -> String {
         Work::FetchFull { backup } => format!("fetch {}", newest(backup)),
         Work::FetchIncrement => "fetch the binlogs after the newest backup".to_owned(),
         Work::ArchiveNow => "bring everything up to now into the archive".to_owned(),
+        Work::Donate { to, .. } => format!("give its data to {to}"),
         Work::RestoreFull { from, dry_run, .. } => {
             let from = match from {
-                api::job::RestoreSource::Backup { backup } => newest(backup),
-                api::job::RestoreSource::Donor { address, .. } => format!("the server at {address}"),
+                RestoreSource::Backup { backup } => newest(backup),
+                RestoreSource::Donor { instance, .. } => format!("the server of {instance}"),
             };
             let verb = if *dry_run { "plan a restore of" } else { "restore" };
             format!("{verb} its data from {from}")
@@ -221,7 +223,7 @@ impl ErrandInProgress {
     /// What gives way to a role change where it is done now, if it does: where.
     pub(crate) fn gives_way_at(&self) -> Option<&InstanceId> {
         match self.stage()? {
-            Stage::Job { at, work } if gives_way(work) => Some(at),
+            Stage::Job { at, work } if gives_way(work) => Some(copied(work).unwrap_or(at)),
             _ => None,
         }
     }
@@ -235,18 +237,30 @@ pub(crate) fn works(stages: &[Stage]) -> impl Iterator<Item = (&InstanceId, &Wor
     })
 }
 
-/// Whether work at an instance is ended when the instance is to change its role.
-pub(crate) fn gives_way(work: &Work) -> bool {
-    matches!(work, Work::FullBackup { .. })
+/// The instance whose running server the work copies, at whichever agent it is done.
+pub(crate) fn copied(work: &Work) -> Option<&InstanceId> {
+    match work {
+        Work::RestoreFull {
+            from: RestoreSource::Donor { instance, .. },
+            dry_run: false,
+            ..
+        } => Some(instance),
+        _ => None,
+    }
 }
 
-/// Whether two works must not be done at the same time, wherever in the cluster: a backup is not made twice, and
-/// nothing is removed beside it.
+/// Whether work is ended when the instance that is copied for it is to change its role.
+pub(crate) fn gives_way(work: &Work) -> bool {
+    matches!(work, Work::FullBackup { .. } | Work::Donate { .. }) || copied(work).is_some()
+}
+
+/// Whether two works must not be done at the same time, wherever in the cluster: running servers are not copied twice,
+/// and nothing is removed beside a backup.
 pub(crate) fn excludes(one: &Work, other: &Work) -> bool {
     let is_full = |work: &Work| matches!(work, Work::FullBackup { .. });
     let changes_store =
         |work: &Work| is_full(work) || matches!(work, Work::PruneBackups { dry_run: false, .. });
-    changes_store(one) && changes_store(other)
+    (changes_store(one) && changes_store(other)) || (gives_way(one) && gives_way(other))
 }
 
 /// How an errand ended.

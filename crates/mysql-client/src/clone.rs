@@ -1,6 +1,9 @@
-//! MySQL's clone of its own data directory.
+//! MySQL's clone: of its own data directory, and of another server's.
+
+use topology::Address;
 
 use crate::connection::Row;
+use crate::credentials::Login;
 use crate::error::Error;
 use crate::server::Server;
 use crate::statements::literal;
@@ -39,6 +42,59 @@ impl Server {
         let directory = literal(directory);
         self.execute(&format!("CLONE LOCAL DATA DIRECTORY = {directory}"))
             .await
+    }
+
+    /// Lets this server clone the one at `donor`, and no other.
+    ///
+    /// # Errors
+    /// When it refuses, as without the clone plugin.
+    pub async fn accept_donor(&mut self, donor: &Address) -> Result<(), Error> {
+        let donor = literal(&donor.to_string());
+        self.execute(&format!("SET GLOBAL clone_valid_donor_list = {donor}"))
+            .await
+    }
+
+    /// Copies the data of the server at `donor` into a directory that is not there yet; this server's own data stays.
+    /// It takes as long as the copy does: set the deadline.
+    ///
+    /// # Errors
+    /// When either server refuses, or the copy breaks off.
+    pub async fn clone_from(&mut self, donor: &Address, login: &Login, directory: &str) -> Result<(), Error> {
+        let sql = format!(
+            "CLONE INSTANCE FROM {}@{}:{} IDENTIFIED BY {} DATA DIRECTORY = {}",
+            literal(&login.user),
+            literal(donor.host()),
+            donor.port(),
+            literal(login.password.expose()),
+            literal(directory)
+        );
+        self.execute(&sql).await
+    }
+
+    /// At most so many bytes per second are cloned from now on, also by a clone that is under way; `None`: as many as
+    /// there are. The server counts in MiB.
+    ///
+    /// # Errors
+    /// When it refuses.
+    pub async fn limit_clone(&mut self, bytes_per_second: Option<u64>) -> Result<(), Error> {
+        let mebibytes = bytes_per_second.map_or(0, |bytes| (bytes >> 20).max(1));
+        self.execute(&format!("SET GLOBAL clone_max_data_bandwidth = {mebibytes}"))
+            .await
+    }
+
+    /// How far a clone is that this server makes: bytes that it has, and that it expects.
+    ///
+    /// # Errors
+    /// When the server does not tell.
+    pub async fn clone_progress(&mut self) -> Result<(u64, u64), Error> {
+        let rows = self
+            .query("SELECT SUM(DATA), SUM(GREATEST(ESTIMATE, DATA)) FROM performance_schema.clone_progress")
+            .await?;
+        let number = |index| {
+            let row: &Row = rows.first()?;
+            row.value(index)?.parse().ok()
+        };
+        Ok((number(0).unwrap_or(0), number(1).unwrap_or(0)))
     }
 
     /// Asked of a server that was started on a clone, with its performance schema on: the binlog file, the offset in

@@ -20,36 +20,22 @@ use topology::gtid::Transactions;
 use super::full_backup::{Copied, data_bytes};
 use super::throwaway::Throwaway;
 use super::{Job, JobError, Tools};
+use crate::config::InstanceConfig;
 use crate::files;
 use crate::report::disk;
+use crate::restore::Restoration;
+use crate::server::Launcher;
 
 /// The clone of a large server takes as long as its disk does; a cancelled one is ended at once.
 const CLONE_LIMIT: Duration = Duration::from_hours(24);
 const DEADLINE: Duration = Duration::from_mins(1);
 
-/// Sees that the server can be cloned whole.
+/// Sees that the server can be cloned whole, and that there is room for it.
 ///
 /// # Errors
 /// Refused, with the name of what a clone would lack.
 pub(super) async fn check(tools: &Tools, server: &mut Server) -> Result<(), JobError> {
-    let lacking = server
-        .what_a_clone_lacks()
-        .await
-        .context("look for what a clone would lack")?;
-    if !lacking.is_empty() {
-        let some = lacking.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
-        let more = lacking.len().saturating_sub(5);
-        let more = if more > 0 {
-            format!(" and {more} more")
-        } else {
-            String::new()
-        };
-        return Err(JobError::Refused(format!(
-            "the backup would lack data: a clone leaves tables outside of InnoDB empty and cannot move tablespaces with \
-             absolute paths ({some}{more}). Convert them (ALTER TABLE … ENGINE = InnoDB), or move them into the data \
-             directory"
-        )));
-    }
+    check_whole(server).await?;
     let needed = data_bytes(&tools.config.data_directory).await.unwrap_or(0);
     let staging = tools.config.staging();
     let found = disk(&staging);
@@ -64,6 +50,33 @@ pub(super) async fn check(tools: &Tools, server: &mut Server) -> Result<(), JobE
     Ok(())
 }
 
+/// Sees that a clone of the server has everything that the server has. Of a clone it tells as well as of the server
+/// that was cloned: tables that a clone leaves empty are in it.
+///
+/// # Errors
+/// Refused, with the name of what a clone lacks.
+pub(crate) async fn check_whole(server: &mut Server) -> Result<(), JobError> {
+    let lacking = server
+        .what_a_clone_lacks()
+        .await
+        .context("look for what a clone would lack")?;
+    if !lacking.is_empty() {
+        let some = lacking.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+        let more = lacking.len().saturating_sub(5);
+        let more = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
+        return Err(JobError::Refused(format!(
+            "the copy would lack data: a clone leaves tables outside of InnoDB empty and cannot move tablespaces with \
+             absolute paths ({some}{more}). Convert them (ALTER TABLE … ENGINE = InnoDB), or move them into the data \
+             directory"
+        )));
+    }
+    Ok(())
+}
+
 /// Clones, asks the clone where it ends, and packs it.
 pub(super) async fn copy(
     tools: &Arc<Tools>,
@@ -72,7 +85,7 @@ pub(super) async fn copy(
     server: &mut Server,
     plan: &PackingPlan,
 ) -> Result<Copied, JobError> {
-    let staging = Staging::make(tools)?;
+    let staging = Staging::make(&tools.config, &tools.launcher)?;
     let clone = staging.path.join("clone");
     job.step("cloning", data_bytes(&tools.config.data_directory).await);
     let mut cloner = super::full_backup::connect(tools).await?;
@@ -88,10 +101,11 @@ pub(super) async fn copy(
         }
     }
     // A table that was made meanwhile is in the clone, empty.
-    check(tools, server).await?;
+    check_whole(server).await?;
     job.step("asking the clone where it ends", None);
+    let work = tools.restoration(None, Some(job));
     let position = tokio::select! {
-        position = position(tools, &clone) => position?,
+        position = position(&work, &clone) => position?,
         () = job.until_cancelled() => return Err(anyhow::anyhow!("cancelled").into()),
     };
     let chunks = DirectoryReader::open(&clone, |path| {
@@ -133,10 +147,17 @@ async fn clone_into(cloner: &mut Server, clone: &Path) -> anyhow::Result<()> {
 }
 
 /// Where the clone ends: the server that is started on it knows.
-async fn position(tools: &Tools, clone: &Path) -> anyhow::Result<BackupPosition> {
-    let throwaway = Throwaway::start(tools, clone, true).await?;
+///
+/// # Errors
+/// When it lacks what a clone leaves out, or does not start.
+pub(crate) async fn position(work: &Restoration<'_>, clone: &Path) -> anyhow::Result<BackupPosition> {
+    let throwaway = Throwaway::start(work, clone, true).await?;
     let asked = async {
-        let mut server = throwaway.connect(tools, DEADLINE).await?;
+        let mut server = throwaway.connect(DEADLINE).await?;
+        check_whole(&mut server).await.map_err(|error| match error {
+            JobError::Refused(reason) => anyhow::anyhow!(reason),
+            JobError::Failed(error) => error,
+        })?;
         let end = server
             .end_of_clone()
             .await
@@ -161,8 +182,8 @@ async fn position(tools: &Tools, clone: &Path) -> anyhow::Result<BackupPosition>
 }
 
 /// A directory for a while, removed at its end.
-pub(super) struct Staging {
-    pub(super) path: PathBuf,
+pub(crate) struct Staging {
+    pub(crate) path: PathBuf,
 }
 
 impl Staging {
@@ -170,12 +191,12 @@ impl Staging {
     ///
     /// # Errors
     /// When it cannot be made the server's own.
-    pub(super) fn make(tools: &Tools) -> anyhow::Result<Self> {
-        let path = tools.config.staging().join("job");
+    pub(crate) fn make(config: &InstanceConfig, launcher: &Launcher) -> anyhow::Result<Self> {
+        let path = config.staging().join("job");
         let staging = Self { path };
         staging.remove()?;
         fs::create_dir_all(&staging.path).with_context(|| format!("make `{}`", staging.path.display()))?;
-        if let Some(user) = &tools.launcher.user {
+        if let Some(user) = &launcher.user {
             for path in [staging.path.parent().unwrap_or(&staging.path), &staging.path] {
                 files::give(path, user.owner)
                     .with_context(|| format!("give `{}` to the user {}", path.display(), user.name))?;

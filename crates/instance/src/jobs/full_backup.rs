@@ -1,5 +1,6 @@
 //! A full backup of this instance's server into the store.
 
+use std::collections::BTreeMap;
 use std::io::{BufReader, PipeReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,7 +32,7 @@ use crate::identity::Identity;
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Threads with which the tool reads the data: with two the disk is busy while one of them waits.
-const READERS: usize = 2;
+pub(super) const READERS: usize = 2;
 
 /// What is read at once of the stream where a chunk begins; the rest of the chunk is read straight to where it goes.
 const HEAD_BYTES: usize = 32 * 1024;
@@ -244,7 +245,7 @@ async fn stream(
     streaming.succeeded().await?;
     let after = binlog_state(server).await?;
     Ok(Copied {
-        position: position(&stored, &before, &after)?,
+        position: position(&stored.captured, &before, &after)?,
         stored,
         tool: ManifestTool {
             name: "mariadb-backup".to_owned(),
@@ -299,10 +300,14 @@ async fn pack(
 }
 
 /// What the copy has. The tool tells the position; which servers' transactions lie before it, the server tells.
-fn position(stored: &Stored, before: &BinlogState, after: &BinlogState) -> anyhow::Result<BackupPosition> {
+pub(crate) fn position(
+    captured: &BTreeMap<String, Vec<u8>>,
+    before: &BinlogState,
+    after: &BinlogState,
+) -> anyhow::Result<BackupPosition> {
     let text = coordinates::FILE_NAMES
         .iter()
-        .find_map(|name| stored.captured.get(*name))
+        .find_map(|name| captured.get(*name))
         .ok_or_else(|| {
             anyhow!(
                 "the stream has no {}: is the binlog of the server on?",

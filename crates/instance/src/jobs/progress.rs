@@ -80,6 +80,12 @@ impl Job {
         self.done_bytes.store(bytes, Ordering::Relaxed);
     }
 
+    /// So many bytes of the step are done, of so many as far as is known now.
+    pub(crate) fn progress(&self, done_bytes: u64, total_bytes: u64) {
+        self.lock().total_bytes = Some(total_bytes).filter(|total| *total > 0);
+        self.done(done_bytes);
+    }
+
     /// What a person should know.
     pub(crate) fn warn(&self, warning: String) {
         let mut document = self.lock();

@@ -1,7 +1,7 @@
 //! A full restore at a running agent: everything that can be refused is, before the server is stopped.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use api::job::RestoreSource;
@@ -13,7 +13,7 @@ use topology::observation::ServerState;
 use super::{Job, JobError, Outcome, Tools};
 use crate::driver::{Event, Order};
 use crate::heartbeat;
-use crate::restore::{Restoration, Wanted, choose};
+use crate::restore::{Origin, Wanted, WantedDonor};
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -24,45 +24,39 @@ pub(super) struct Wish {
     pub(super) dry_run: bool,
 }
 
+/// How long a monitor may be away that is asked for the role: whoever asked for the restore may be restarting.
+const MONITOR_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How long the restored server may take to start: its crash recovery was done when it was restored.
 const START_LIMIT: Duration = Duration::from_mins(10);
 
 pub(super) async fn restore_full(tools: &Tools, job: &Arc<Job>, wish: Wish) -> Result<Outcome, JobError> {
-    let RestoreSource::Backup { backup } = wish.from else {
-        return Err(JobError::Refused(
-            "restoring from a running server is not something that this version can do yet".to_owned(),
-        ));
-    };
-    let wanted = Wanted {
-        backup,
-        from_store: true,
-        foreign_cluster: wish.foreign_cluster,
-    };
+    let wanted = wanted(wish.from, wish.foreign_cluster);
     check_data(tools, wish.discard.as_ref())?;
     check_role(tools).await?;
     let snapshot = tools.reporter.snapshot.borrow().clone();
     let cluster = snapshot.identity.and_then(|identity| identity.cluster);
-    let work = Restoration {
-        config: &tools.config,
-        binaries: &tools.binaries,
-        secrets: &tools.secrets,
-        launcher: &tools.launcher,
-        cluster,
-        job: None,
-    };
-    let chosen = choose(&work, &wanted)
+    let work = tools.restoration(cluster, Some(job));
+    let origin = Origin::find(&work, &wanted)
         .await
         .map_err(|error| JobError::Refused(format!("{error:#}")))?;
-    let name = chosen.name();
+    let name = origin.name();
+    let (backup, position) = match &origin {
+        Origin::Backup(chosen) => (Some(name.clone()), Some(chosen.position().gtid.clone())),
+        // It waits for nobody while the server here is stopped, and is asked again then.
+        Origin::Donor(donor) => {
+            donor.release().await;
+            (None, None)
+        }
+    };
     if wish.dry_run {
-        let position = chosen.position().gtid.clone();
         return Ok(Outcome {
             sentence: format!("{name} would be restored"),
-            result: Some(json!({ "backup": name, "gtid": position })),
+            result: Some(json!({ "backup": backup, "gtid": position })),
         });
     }
     let wanted = Wanted {
-        backup: Some(name.clone()),
+        backup: backup.clone(),
         ..wanted
     };
     // ▲ Choosing takes as long as the store does: what was true before it may not be any more.
@@ -77,6 +71,7 @@ pub(super) async fn restore_full(tools: &Tools, job: &Arc<Job>, wish: Wish) -> R
         taken,
         done,
     };
+    let begun = Instant::now();
     job.step("stopping the server", None);
     let sent = tools.driver.send(Event::Restore(Box::new(order))).await;
     sent.context("tell the driver")?;
@@ -108,11 +103,39 @@ pub(super) async fn restore_full(tools: &Tools, job: &Arc<Job>, wish: Wish) -> R
             identity.incarnation
         ),
         result: Some(json!({
-            "backup": name,
+            "backup": backup,
+            "bytes": origin.total_bytes(),
+            "seconds": begun.elapsed().as_secs_f64(),
             "incarnation": identity.incarnation,
             "server_id": identity.server_id,
         })),
     })
+}
+
+fn wanted(from: RestoreSource, foreign_cluster: bool) -> Wanted {
+    let (backup, donor) = match from {
+        RestoreSource::Backup { backup } => (backup, None),
+        RestoreSource::Donor {
+            instance,
+            address,
+            agent,
+            limit_bytes_per_second,
+        } => {
+            let donor = WantedDonor {
+                instance,
+                address,
+                agent,
+                limit_bytes_per_second,
+            };
+            (None, Some(donor))
+        }
+    };
+    Wanted {
+        backup,
+        from_store: true,
+        foreign_cluster,
+        donor,
+    }
 }
 
 /// The data that is here is the one that may be thrown away, or there is none.
@@ -137,7 +160,14 @@ pub(super) async fn check_role(tools: &Tools) -> Result<(), JobError> {
     if tools.monitors.is_empty() {
         return Ok(());
     }
-    let replies = heartbeat::ask_once(&tools.monitors, &tools.reporter.report()).await;
+    let asked = Instant::now();
+    let replies = loop {
+        let replies = heartbeat::ask_once(&tools.monitors, &tools.reporter.report()).await;
+        if !replies.is_empty() || asked.elapsed() >= MONITOR_PATIENCE {
+            break replies;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
     if replies.is_empty() {
         return Err(JobError::Refused(
             "no monitor answers, so it is not known whether this instance is a member of the cluster; its data is not \

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use mysql_client::credentials::Login;
 use mysql_client::{Endpoint, Server};
 use topology::Flavor;
 
-use super::Tools;
 use crate::initialise::{Bound, option, start_alone_at, stop};
+use crate::restore::Restoration;
 
 /// It applies the redo log of a large server, perhaps.
 const START_LIMIT: Duration = Duration::from_hours(2);
@@ -18,19 +19,38 @@ const START_LIMIT: Duration = Duration::from_hours(2);
 const BUFFER_POOL: &str = "128M";
 
 /// The server, and where it is reached.
-pub(super) struct Throwaway {
+pub(crate) struct Throwaway {
     process: Bound,
+    login: Login,
     socket: PathBuf,
     log: PathBuf,
 }
 
 impl Throwaway {
-    /// Starts a server on the copy in `directory`; `statistics`: with MySQL's performance schema.
+    /// Starts a server on the copy in `directory`, in which root has the service's password; `statistics`: with
+    /// MySQL's performance schema.
     ///
     /// # Errors
     /// When it does not start; with its last words.
-    pub(super) async fn start(tools: &Tools, directory: &Path, statistics: bool) -> anyhow::Result<Self> {
-        let config = &tools.config;
+    pub(crate) async fn start(
+        work: &Restoration<'_>,
+        directory: &Path,
+        statistics: bool,
+    ) -> anyhow::Result<Self> {
+        Self::start_for(work, directory, statistics, work.secrets.root()?).await
+    }
+
+    /// The same, where somebody else can log in.
+    ///
+    /// # Errors
+    /// When it does not start; with its last words.
+    pub(crate) async fn start_for(
+        work: &Restoration<'_>,
+        directory: &Path,
+        statistics: bool,
+        login: Login,
+    ) -> anyhow::Result<Self> {
+        let config = work.config;
         let socket = config.run_directory.join("copy.sock");
         let log = config.backup_log_directory.join("copy.log");
         crate::files::remove_durably(&log).with_context(|| format!("remove `{}`", log.display()))?;
@@ -46,7 +66,7 @@ impl Throwaway {
             "--event-scheduler=OFF".into(),
             format!("--innodb-buffer-pool-size={BUFFER_POOL}").into(),
         ];
-        let own: &[&str] = match tools.binaries.flavor {
+        let own: &[&str] = match work.binaries.flavor {
             Flavor::Mariadb => &["--skip-slave-start"],
             Flavor::Mysql => &[
                 "--mysqlx=OFF",
@@ -59,18 +79,17 @@ impl Throwaway {
             ],
         };
         arguments.extend(own.iter().map(OsString::from));
-        if tools.binaries.flavor == Flavor::Mysql {
+        if work.binaries.flavor == Flavor::Mysql {
             let on = if statistics { "ON" } else { "OFF" };
             arguments.push(format!("--performance-schema={on}").into());
         }
-        if tools.launcher.user_name() == "root" {
+        if work.launcher.user_name() == "root" {
             arguments.push("--user=root".into());
         }
-        let launcher = tools.launcher.bound_to_work_in(directory);
-        let login = tools.secrets.root()?;
+        let launcher = work.launcher.bound_to_work_in(directory);
         let process = start_alone_at(
             &launcher,
-            &tools.binaries,
+            work.binaries,
             &log,
             &socket,
             &arguments,
@@ -78,16 +97,21 @@ impl Throwaway {
             START_LIMIT,
         )
         .await?;
-        Ok(Self { process, socket, log })
+        Ok(Self {
+            process,
+            login,
+            socket,
+            log,
+        })
     }
 
     /// A session as root.
     ///
     /// # Errors
     /// When root cannot log in.
-    pub(super) async fn connect(&self, tools: &Tools, deadline: Duration) -> anyhow::Result<Server> {
+    pub(crate) async fn connect(&self, deadline: Duration) -> anyhow::Result<Server> {
         let endpoint = Endpoint::Socket(self.socket.clone());
-        Server::connect(&endpoint, &tools.secrets.root()?, deadline)
+        Server::connect(&endpoint, &self.login, deadline)
             .await
             .context("log in to the server on the copy as root, with the root_passwd of secret.conf")
     }
@@ -96,7 +120,7 @@ impl Throwaway {
     ///
     /// # Errors
     /// When it does not end well.
-    pub(super) async fn stop(self) -> anyhow::Result<()> {
+    pub(crate) async fn stop(self) -> anyhow::Result<()> {
         stop(&self.process.0, &self.log).await
     }
 }

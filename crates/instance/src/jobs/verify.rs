@@ -17,7 +17,7 @@ use super::keep::{find, store};
 use super::throwaway::Throwaway;
 use super::{Job, JobError, Outcome, Tools};
 use crate::report::disk;
-use crate::restore::{Restoration, place};
+use crate::restore::place;
 
 /// A large table is read once.
 const STATEMENT_DEADLINE: Duration = Duration::from_hours(12);
@@ -101,17 +101,10 @@ async fn restored(
             room.free_bytes >> 20
         )));
     }
-    let staging = Staging::make(tools)?;
+    let staging = Staging::make(&tools.config, &tools.launcher)?;
     read(tools, job, store, manifest, Some(staging.path.clone()), total).await?;
     job.step("preparing", None);
-    let work = Restoration {
-        config: &tools.config,
-        binaries: &tools.binaries,
-        secrets: &tools.secrets,
-        launcher: &tools.launcher,
-        cluster: None,
-        job: Some(Arc::clone(job)),
-    };
+    let work = tools.restoration(None, Some(job));
     place::prepare(&work, &staging.path).await?;
     place::remove_strangers(&staging.path)?;
     if let Some(user) = &tools.launcher.user {
@@ -119,9 +112,9 @@ async fn restored(
     }
     job.step("opening every table", None);
     let checking = async {
-        let throwaway = Throwaway::start(tools, &staging.path, false).await?;
+        let throwaway = Throwaway::start(&work, &staging.path, false).await?;
         let checked = async {
-            let mut server = throwaway.connect(tools, STATEMENT_DEADLINE).await?;
+            let mut server = throwaway.connect(STATEMENT_DEADLINE).await?;
             if tools.binaries.flavor == Flavor::Mysql {
                 let has = server.transactions().await.context("ask the copy what it has")?;
                 ensure!(

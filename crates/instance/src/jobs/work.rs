@@ -6,6 +6,7 @@ use api::job::Work;
 use backup::prune::Retention;
 
 use super::archive_now::archive_now;
+use super::donate::donate;
 use super::fetch_increment::fetch_increment;
 use super::full_backup::full_backup;
 use super::keep;
@@ -38,6 +39,10 @@ pub(super) async fn carry_out(tools: &Arc<Tools>, job: &Arc<Job>) -> Result<Outc
             )
             .await
         }
+        Work::Donate {
+            to,
+            limit_bytes_per_second,
+        } => donate(tools, job, &to, limit_bytes_per_second).await,
         Work::ArchiveNow => archive_now(tools, job).await,
         Work::FetchIncrement => fetch_increment(tools, job).await,
         Work::RestoreIncremental {

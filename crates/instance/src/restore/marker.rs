@@ -5,9 +5,9 @@ use std::io;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use topology::Incarnation;
+use topology::{Address, Incarnation, InstanceId};
 
-use super::Chosen;
+use super::Origin;
 use crate::config::InstanceConfig;
 use crate::data_directory::RESTORING_MARKER;
 use crate::files;
@@ -23,13 +23,34 @@ pub(crate) struct Wanted {
     pub(crate) from_store: bool,
     /// Whether a backup of another cluster is meant.
     pub(crate) foreign_cluster: bool,
+    /// A running server whose data it is to be instead of a backup's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) donor: Option<WantedDonor>,
+}
+
+/// A running server that is copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WantedDonor {
+    /// Whose.
+    pub(crate) instance: InstanceId,
+    /// The server.
+    pub(crate) address: Address,
+    /// Its agent's URL.
+    pub(crate) agent: String,
+    /// At most so many bytes per second.
+    pub(crate) limit_bytes_per_second: Option<u64>,
 }
 
 impl Wanted {
     /// The same, of the backup that was chosen: a restore that is begun again does not choose again.
-    pub(super) fn of(&self, chosen: &Chosen) -> Self {
+    pub(super) fn of(&self, origin: &Origin) -> Self {
+        let backup = match origin {
+            Origin::Backup(chosen) => Some(chosen.name()),
+            Origin::Donor(_) => None,
+        };
         Self {
-            backup: Some(chosen.name()),
+            backup,
             ..self.clone()
         }
     }

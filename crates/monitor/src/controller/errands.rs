@@ -16,10 +16,11 @@ use topology::{InstanceId, Moment, OperationId, Purpose, Refusal};
 use super::{Controller, Denial};
 use crate::clock;
 use crate::errands::compose::{self, Agent, Composed, Facts};
+use crate::errands::rates::Rates;
 use crate::errands::runner::{News, Runner, backup_made};
 use crate::errands::schedule::{ScheduleName, Settled};
 use crate::errands::{
-    ERRAND_FORMAT, Ending, Errand, ErrandInProgress, Outcome, Stage, describe, excludes, kind, works,
+    ERRAND_FORMAT, Ending, Errand, ErrandInProgress, Outcome, Stage, copied, describe, excludes, kind, works,
 };
 use crate::store::{ErrandWrite, NewEvent, Repeatable, Store, StoreError, Write};
 
@@ -69,6 +70,7 @@ impl<S: Store> Controller<S> {
                 .map_or(0, |ended| {
                     u64::try_from(Timestamp::now().as_second() - ended.as_second()).unwrap_or(0)
                 }),
+            rates: Rates::of(&self.agents_jobs.values().flatten()),
         };
         let composed = compose::compose(&facts, errand).map_err(Denial::Refused)?;
         match self.conflict(&composed.stages) {
@@ -82,20 +84,24 @@ impl<S: Store> Controller<S> {
         self.surroundings
             .instances
             .keys()
-            .map(|id| {
+            .filter_map(|id| {
                 let heard = self.reports.get(id);
+                let client = self.surroundings.agents.get(id)?;
                 let agent = Agent {
                     heard: heard.is_some_and(|heard| now.since(heard.at) < SILENCE),
                     incarnation: heard.and_then(|heard| heard.report.incarnation.clone()),
+                    version: heard.and_then(|heard| heard.report.version),
+                    url: client.base().to_owned(),
                 };
-                (id.clone(), agent)
+                Some((id.clone(), agent))
             })
             .collect()
     }
 
     /// What must not be done beside these stages: another backup, other work on the same data, a role change there.
     fn conflict(&self, stages: &[Stage]) -> Option<Denial> {
-        let touches: Vec<&InstanceId> = stages.iter().map(Stage::at).collect();
+        let donors = works(stages).filter_map(|(_, work)| copied(work));
+        let touches: Vec<&InstanceId> = stages.iter().map(Stage::at).chain(donors).collect();
         if let Some(running) = &self.running
             && let Purpose::Switchover { from, to } = &running.plan.purpose
             && (touches.contains(&from) || touches.contains(&to))
@@ -266,6 +272,12 @@ impl<S: Store> Controller<S> {
                 done_bytes,
                 total_bytes,
             } => self.on_progress(id, step, done_bytes, total_bytes).await?,
+            News::Again(why) => {
+                if let Some(running) = self.errands.get_mut(id) {
+                    running.document.warnings.push(why);
+                    self.note_errand(id, true).await?;
+                }
+            }
             News::Worked(job) => self.on_worked(id, *job).await?,
             News::Done { position, detail } => {
                 let now = self.now();

@@ -40,7 +40,13 @@ impl<S: Store> Controller<S> {
             .iter()
             .flat_map(|(at, jobs)| jobs.iter().map(move |job| (at, job)))
             .filter(|(_, job)| !job.state.is_final() && gives_way(&job.work))
-            .filter(|(_, job)| going_on().all(|running| running.errand.job.as_ref() != Some(&job.id)))
+            .filter(|(_, job)| {
+                // A donor's job is named after the one that it is for.
+                going_on().all(|running| {
+                    let own = running.errand.job.as_ref();
+                    own.is_none_or(|own| !job.id.as_str().starts_with(own.as_str()))
+                })
+            })
             .map(|(at, job)| {
                 (
                     at.clone(),

@@ -17,7 +17,7 @@ use topology::{
 use super::Controller;
 use super::errands::RunningErrand;
 use crate::errands::catalogue::Catalogue;
-use crate::errands::problems::{Known, problems as backup_problems, scheduled_since};
+use crate::errands::problems::{Known, problems as backup_problems, scheduled_since, uncopied};
 use crate::store::{State, Store, StoreError, Write};
 
 /// After so long a proxy that holds and heard nothing acts by itself: longer than all limits of a switchover's
@@ -293,6 +293,7 @@ impl<S: Store> Controller<S> {
         let mut problems = assessment.problems.clone();
         problems.extend(backup_problems(&known, Timestamp::now()));
         problems.extend(self.archive_problems());
+        problems.extend(uncopied(self.reports.values().map(|heard| &heard.report)));
         let cluster = &self.state.cluster;
         let flavor_of = |view: &InstanceView| view.last_seen.as_ref().map(|(_, seen)| seen.flavor);
         let flavor = cluster

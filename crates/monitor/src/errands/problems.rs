@@ -1,7 +1,8 @@
 //! What is wrong with the backups, each in a sentence with what to do: values in, values out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use api::agent::InstanceReport;
 use api::backup::{ResultDocument, ScheduleDocument};
 use jiff::Timestamp;
 
@@ -52,6 +53,23 @@ pub(crate) fn problems(known: &Known<'_>, now: Timestamp) -> Vec<String> {
     problems.extend(overdue(known, now));
     problems.extend(known.schedules.iter().filter_map(|schedule| waits(schedule, now)));
     problems
+}
+
+/// What backups would lack, as the agents say; the same tables are at every instance.
+pub(crate) fn uncopied<'a>(reports: impl Iterator<Item = &'a InstanceReport>) -> Option<String> {
+    let names: BTreeSet<&str> = reports
+        .flat_map(|report| report.uncopied.iter().map(String::as_str))
+        .collect();
+    if names.is_empty() {
+        return None;
+    }
+    let names: Vec<&str> = names.into_iter().take(10).collect();
+    Some(format!(
+        "backups and new replicas from a running server are refused: a clone leaves tables outside of InnoDB empty and \
+         cannot move tablespaces with absolute paths ({}). Convert them (ALTER TABLE … ENGINE = InnoDB), or move them \
+         into the data directory",
+        names.join(", ")
+    ))
 }
 
 /// A scheduled backup that is not there. Without a list of backups the results are all that is known.

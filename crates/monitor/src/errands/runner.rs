@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use topology::{Incarnation, InstanceId, JobId, OperationId, Role, Status};
 
-use super::{Ending, ErrandInProgress, Outcome, Stage};
+use super::{Ending, ErrandInProgress, Outcome, Stage, copied};
 use crate::controller::{Denial, Event, Granted, Snapshot, What, Wish};
 use crate::executor::Surroundings;
 use crate::store::Store;
@@ -40,6 +40,10 @@ const ROLE_PATIENCE: Duration = Duration::from_mins(2);
 /// How long a new replica may be broken before it is given up.
 const BROKEN_PATIENCE: Duration = Duration::from_mins(1);
 
+/// How often a copy of a running server that broke off is begun again, and after how long.
+const COPY_AGAIN: u32 = 4;
+const COPY_PAUSE: Duration = Duration::from_secs(10);
+
 /// What a runner tells the controller.
 #[derive(Debug)]
 pub(crate) enum News {
@@ -57,6 +61,8 @@ pub(crate) enum News {
         done_bytes: u64,
         total_bytes: Option<u64>,
     },
+    /// The job of the stage has failed, and another one is asked for; why.
+    Again(String),
     /// The job of the stage has ended.
     Worked(Box<JobDocument>),
     /// A stage is done.
@@ -119,6 +125,7 @@ impl<S: Store> Runner<S> {
 
     async fn stage(&mut self, stage: &Stage) -> Result<String, Stop> {
         match stage {
+            Stage::Job { at, work } if copied(work).is_some() => self.copy(at, work).await,
             Stage::Job { at, work } => self.job(at, work).await,
             Stage::RestoreMade { at, discard } => {
                 let Some(made) = self.errand.made.clone() else {
@@ -288,12 +295,41 @@ impl<S: Store> Runner<S> {
                 Some(_) => self.cancelled(),
                 None => Stop::Cancelled(format!("somebody ended it at the agent of {at}")),
             }),
+            JobState::Failed if self.ended().is_some() => Err(self.cancelled()),
             JobState::Refused => Err(Stop::Refused(outcome)),
             JobState::Running | JobState::Failed => Err(Stop::Failed(outcome)),
         }
     }
 
     // ---- a new replica
+
+    /// A copy of a running server breaks off when either of the two agents goes away; it is taken again when both are
+    /// back. The data directory that it fills has nobody's data in between.
+    async fn copy(&mut self, at: &InstanceId, work: &Work) -> Result<String, Stop> {
+        let mut again = 0;
+        loop {
+            let why = match self.job(at, work).await {
+                Err(Stop::Failed(why)) => why,
+                // The donor may not be back yet.
+                Err(Stop::Refused(why)) if again > 0 => why,
+                other => return other,
+            };
+            if again == COPY_AGAIN {
+                return Err(Stop::Failed(format!(
+                    "{why} (begun {} times; the data directory of {at} is not complete)",
+                    COPY_AGAIN + 1
+                )));
+            }
+            again += 1;
+            self.tell(News::Again(format!("begun again: {why}"))).await?;
+            self.errand.job = None;
+            self.errand.accepted = false;
+            let until = Instant::now() + COPY_PAUSE;
+            while Instant::now() < until {
+                self.wait().await?;
+            }
+        }
+    }
 
     /// A replay that is refused has changed nothing: the Master may have what is missing, and says so if not.
     async fn catch_up(&mut self, at: &InstanceId) -> Result<String, Stop> {

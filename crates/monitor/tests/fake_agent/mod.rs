@@ -134,6 +134,7 @@ fn report(id: &InstanceId) -> InstanceReport {
         server_id: None,
         state: ServerState::Running,
         replaying: false,
+        uncopied: Vec::new(),
         detail: String::new(),
         server_pid: Some(1),
         uptime_seconds: Some(1),

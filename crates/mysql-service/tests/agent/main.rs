@@ -12,6 +12,7 @@
 mod accounts;
 mod archive;
 mod backups;
+mod donors;
 mod fences;
 mod first_starts;
 mod harness;

@@ -14,6 +14,7 @@ use crate::on_both_flavors;
 on_both_flavors! {
     backups_are_made_listed_and_give_way;
     backups_are_made_at_their_times;
+    what_backups_would_lack_is_told_before;
     an_added_instance_becomes_a_running_slave;
 }
 
@@ -195,7 +196,7 @@ async fn here(cluster: &TestCluster) {
 async fn backups_are_made_at_their_times(flavor: Flavor) {
     let directory = tempfile::tempdir().unwrap();
     let monitor = format!(
-        "backup = {{ full = \"*/2 * * * * *\", verify_newest = false, keep_count = 2, store = \"file://{0}\" }}",
+        "backup = {{ full = \"*/2 * * * * *\", verify = \"*/5 * * * * *\", keep_count = 2, store = \"file://{0}\" }}",
         directory.path().display()
     );
     let instance = format!("backup_store = \"file://{}\"", directory.path().display());
@@ -211,8 +212,21 @@ async fn backups_are_made_at_their_times(flavor: Flavor) {
     };
     until("two were made", async || count(&cluster).await >= 2).await;
     let listed = cluster.cluster.client().backups().await.unwrap();
-    assert_eq!(listed.schedules.len(), 1, "{listed:?}");
-    assert_eq!(listed.schedules[0].name, "full");
+    let names: Vec<&str> = listed
+        .schedules
+        .iter()
+        .map(|schedule| schedule.name.as_str())
+        .collect();
+    assert_eq!(names, ["full", "verify"], "{listed:?}");
+    until("the newest was restored on trial", async || {
+        let listed = cluster.cluster.client().backups().await.unwrap();
+        let verified = listed
+            .results
+            .iter()
+            .find(|result| result.kind == "verify_restore");
+        verified.is_some_and(|result| result.done && result.outcome.contains("tables"))
+    })
+    .await;
 
     // A monitor that is killed and comes back neither forgets nor doubles.
     cluster.cluster.restart("monitor").unwrap();
@@ -234,6 +248,41 @@ async fn backups_are_made_at_their_times(flavor: Flavor) {
         full(later) && full(earlier) && earlier.ended.as_ref().is_none_or(|ended| *ended > later.started)
     });
     assert!(!overlap, "two backups at once: {operations:#?}");
+    cluster.stop().await;
+}
+
+/// MySQL's clones leave tables outside of InnoDB empty; MariaDB's tool copies every engine's.
+async fn what_backups_would_lack_is_told_before(flavor: Flavor) {
+    let cluster = TestCluster::start_sized(flavor, 1, Tuning::default()).await;
+    let master = cluster.only(Role::Master).await;
+    let mut server = cluster.application_at(master.as_str()).await;
+    server
+        .execute("CREATE TABLE app.elsewhere (id INT) ENGINE=MyISAM")
+        .await
+        .unwrap();
+    let mut cluster = cluster;
+    // Its agent looks when it finds a running server.
+    cluster.cluster.restart(master.as_str()).unwrap();
+    match flavor {
+        Flavor::Mariadb => {
+            until("its agent is heard again, and a backup is made", async || {
+                cluster.run(&["backup", "full"]).await.code == 0
+            })
+            .await;
+        }
+        Flavor::Mysql => {
+            until("doctor names the table", async || {
+                let found = cluster.run(&["doctor"]).await;
+                found.stdout.contains("app.elsewhere (MyISAM)")
+            })
+            .await;
+            cluster
+                .run(&["backup", "full"])
+                .await
+                .expect(3)
+                .explains("app.elsewhere (MyISAM)");
+        }
+    }
     cluster.stop().await;
 }
 
@@ -280,9 +329,15 @@ async fn an_added_instance_becomes_a_running_slave(flavor: Flavor) {
     cluster.assert_same_everywhere(&["filling"]).await;
     cluster.run(&["scale-out", "mysql-server-3"]).await.expect(3);
 
-    // The same from the newest backup, after the role was taken away; its data is named as what may go.
+    // The same from a backup, after the role was taken away; its data is named as what may go.
     cluster.run(&["detach", "mysql-server-3"]).await.expect(0);
     cluster.run(&["unregister", "mysql-server-3"]).await.expect(0);
+    cluster.run(&["backup", "full"]).await.expect(0);
+    until("the backup is listed", async || {
+        let listed = cluster.cluster.client().backups().await;
+        listed.is_ok_and(|listed| !listed.backups.is_empty())
+    })
+    .await;
     cluster
         .run(&["scale-out", "mysql-server-3", "--from", "store"])
         .await

@@ -19,6 +19,7 @@ mod ledger;
 mod mistakes;
 mod obstacles;
 mod original_proxy;
+mod recoveries;
 mod roles;
 mod scheduled_events;
 mod secrets;

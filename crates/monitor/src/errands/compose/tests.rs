@@ -1,13 +1,15 @@
 use std::time::Duration;
 
-use api::backup::CleanRequest;
+use api::backup::{CleanRequest, ScaleOutRequest, ScaleOutSource};
+use api::job::{JobDocument, JobState};
 use topology::gtid::Transactions;
-use topology::observation::{Receiver, Replication, SemiSync};
+use topology::observation::{AgentReport, Receiver, Replication, SemiSync, ServerState};
 use topology::{
     AccountNumber, Address, Change, Cluster, Durability, Flavor, InstanceView, Look, Moment, Observation,
     Policy, ServerId,
 };
 
+use super::super::copied;
 use super::*;
 
 const UUID: &str = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
@@ -19,6 +21,7 @@ struct World {
     agents: BTreeMap<InstanceId, Agent>,
     newest: Option<BackupDocument>,
     age_seconds: u64,
+    restores: Vec<JobDocument>,
     config: BackupConfig,
 }
 
@@ -71,6 +74,7 @@ impl World {
             agents: BTreeMap::new(),
             newest: None,
             age_seconds: 0,
+            restores: Vec::new(),
             config: BackupConfig::default(),
         };
         for (role, (number, name)) in roles.iter().zip((1_u16..).zip(["a", "b", "c", "d"])) {
@@ -106,6 +110,8 @@ impl World {
             Agent {
                 heard: true,
                 incarnation: Some(incarnation(number)),
+                version: Some("9.7.4".to_owned().try_into().unwrap()),
+                url: format!("http://{name}"),
             },
         );
     }
@@ -141,6 +147,7 @@ impl World {
             config: &self.config,
             newest: self.newest.as_ref(),
             newest_age_seconds: self.age_seconds,
+            rates: Rates::of(&self.restores.iter()),
         };
         compose(&facts, errand)
             .map_err(|refusal| refusal.reasons.into_iter().map(|reason| reason.code).collect())
@@ -170,6 +177,29 @@ impl World {
 
 const THREE: [Role; 3] = [Role::Master, Role::Standby, Role::Slave];
 const FOUR: [Role; 4] = [Role::Master, Role::Standby, Role::Slave, Role::Unregistered];
+
+/// A restore that an agent has done.
+fn restored(from: RestoreSource, bytes_per_second: u64) -> JobDocument {
+    JobDocument {
+        format: 1,
+        id: "job".parse().unwrap(),
+        work: Work::RestoreFull {
+            from,
+            discard: None,
+            foreign_cluster: false,
+            dry_run: false,
+        },
+        state: JobState::Done,
+        step: String::new(),
+        done_bytes: 0,
+        total_bytes: None,
+        started: String::new(),
+        ended: Some("2026-11-22T03:00:00Z".to_owned()),
+        outcome: String::new(),
+        warnings: Vec::new(),
+        result: Some(serde_json::json!({ "bytes": bytes_per_second, "seconds": 1.0 })),
+    }
+}
 
 fn gtids(last: u32) -> String {
     format!("{UUID}:1-{last}")
@@ -268,15 +298,30 @@ fn a_new_replica_is_filled_registered_activated_and_waited_for() {
     let Stage::Job { at, work } = &composed.stages[0] else {
         panic!("{composed:?}");
     };
-    assert_eq!(at, &id("b"), "the Standby is copied");
-    assert!(matches!(work, Work::FullBackup { .. }), "{work:?}");
+    assert_eq!(at, &id("d"));
+    assert_eq!(copied(work), Some(&id("b")), "the Standby is copied");
+    let Work::RestoreFull {
+        from:
+            RestoreSource::Donor {
+                instance,
+                address: of_donor,
+                agent,
+                ..
+            },
+        discard,
+        ..
+    } = work
+    else {
+        panic!("{work:?}");
+    };
+    assert_eq!(
+        (instance, of_donor, agent.as_str()),
+        (&id("b"), &address(2), "http://b")
+    );
+    assert_eq!(discard, &Some(incarnation(4)));
     assert_eq!(
         composed.stages[1..],
         [
-            Stage::RestoreMade {
-                at: id("d"),
-                discard: Some(incarnation(4))
-            },
             Stage::AwaitServer {
                 at: id("d"),
                 instead_of: Some(incarnation(4))
@@ -286,6 +331,50 @@ fn a_new_replica_is_filled_registered_activated_and_waited_for() {
             Stage::AwaitOk { at: id("d") },
         ]
     );
+}
+
+#[test]
+fn a_donor_whose_server_cannot_be_cloned_there_is_copied_through_the_store() {
+    let mut world = World::of(&THREE, &gtids(9));
+    world.add("d", 4, Role::Unregistered, "");
+    world.agents.get_mut(&id("d")).unwrap().version = Some("9.8.0".to_owned().try_into().unwrap());
+    let composed = world.scale_out(None, None).unwrap();
+    assert!(
+        matches!(&composed.stages[..2], [
+            Stage::Job { at, work: Work::FullBackup { .. } },
+            Stage::RestoreMade { at: target, .. },
+        ] if *at == id("b") && *target == id("d")),
+        "{composed:?}"
+    );
+    assert!(
+        composed
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("within a series"))
+    );
+}
+
+#[test]
+fn an_instance_that_binlogs_are_replayed_into_is_not_filled_anew() {
+    let mut world = World::of(&THREE, &gtids(9));
+    world.add("d", 4, Role::Unregistered, "");
+    let mut report = AgentReport {
+        at: Moment(Duration::from_secs(2)),
+        incarnation: incarnation(4),
+        state: ServerState::Running,
+        replaying: true,
+        detail: String::new(),
+        server_pid: None,
+        disk_free_bytes: 0,
+        disk_total_bytes: 0,
+        clock_ahead_milliseconds: 0,
+        first_start: None,
+    };
+    world.views.get_mut(&id("d")).unwrap().agent = Some(report.clone());
+    assert_eq!(world.scale_out(None, None).unwrap_err(), ["replaying"]);
+    report.replaying = false;
+    world.views.get_mut(&id("d")).unwrap().agent = Some(report);
+    assert!(world.scale_out(None, None).is_ok());
 }
 
 #[test]
@@ -342,10 +431,7 @@ fn the_source_that_is_ready_sooner_is_taken() {
         world
             .scale_out(wanted, None)
             .map(|composed| match &composed.stages[0] {
-                Stage::Job {
-                    work: Work::FullBackup { .. },
-                    ..
-                } => ScaleOutSource::Donor,
+                Stage::Job { work, .. } if copied(work).is_some() => ScaleOutSource::Donor,
                 _ => ScaleOutSource::Store,
             })
     };
@@ -353,8 +439,14 @@ fn the_source_that_is_ready_sooner_is_taken() {
     let (donor, store) = (ScaleOutSource::Donor, ScaleOutSource::Store);
     let large = 1_000_000_000_000;
     assert_eq!(from(world(), None).unwrap(), donor, "there is no backup");
-    assert_eq!(from(world().with_backup(large, 3600), None).unwrap(), store);
-    assert_eq!(from(world().with_backup(large, 86_400), None).unwrap(), donor);
+    // As long as nothing was measured, what has to be caught up with decides.
+    assert_eq!(from(world().with_backup(large, 3600), None).unwrap(), donor);
+    let mut measured = world().with_backup(large, 3600);
+    measured.restores = vec![restored(RestoreSource::Backup { backup: None }, 400_000_000)];
+    assert_eq!(from(measured, None).unwrap(), store);
+    let mut old = world().with_backup(large, 86_400_000);
+    old.restores = vec![restored(RestoreSource::Backup { backup: None }, 400_000_000)];
+    assert_eq!(from(old, None).unwrap(), donor);
     assert_eq!(from(world().with_backup(1_000_000, 3600), None).unwrap(), donor);
     assert_eq!(
         from(world().with_backup(1_000_000, 3600), Some(store)).unwrap(),

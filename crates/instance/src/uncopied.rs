@@ -1,0 +1,64 @@
+//! What a backup of this instance's server would lack: on MySQL, which is cloned, tables outside of InnoDB and
+//! tablespaces elsewhere. Looked for now and then, so that people hear of it before the first backup is refused.
+
+use std::time::Duration;
+
+use mysql_client::credentials::SecretFile;
+use mysql_client::{Endpoint, Server};
+use tokio::sync::watch;
+use topology::Flavor;
+use topology::observation::ServerState;
+
+use crate::config::InstanceConfig;
+use crate::report::Snapshot;
+
+/// How often the server is asked.
+const PERIOD: Duration = Duration::from_mins(1);
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What is found, and the work of finding it until the agent ends.
+pub(crate) fn watch(
+    config: &InstanceConfig,
+    flavor: Flavor,
+    secrets: &SecretFile,
+    snapshot: watch::Receiver<Snapshot>,
+) -> (
+    watch::Receiver<Vec<String>>,
+    impl Future<Output = ()> + Send + use<>,
+) {
+    let (found, told) = watch::channel(Vec::new());
+    let looking = keep_looking(config.clone(), flavor, secrets.clone(), snapshot, found);
+    (told, looking)
+}
+
+async fn keep_looking(
+    config: InstanceConfig,
+    flavor: Flavor,
+    secrets: SecretFile,
+    mut snapshot: watch::Receiver<Snapshot>,
+    found: watch::Sender<Vec<String>>,
+) {
+    if flavor == Flavor::Mariadb {
+        // Its tool copies every engine's files.
+        return;
+    }
+    loop {
+        let is_running = |now: &Snapshot| now.state == ServerState::Running;
+        if snapshot.wait_for(is_running).await.is_err() {
+            return;
+        }
+        match look(&config, &secrets).await {
+            Ok(lacking) => {
+                found.send_replace(lacking);
+            }
+            Err(error) => tracing::debug!("cannot see what a backup would lack: {error:#}"),
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+}
+
+async fn look(config: &InstanceConfig, secrets: &SecretFile) -> anyhow::Result<Vec<String>> {
+    let endpoint = Endpoint::Socket(config.socket());
+    let mut server = Server::connect(&endpoint, &secrets.root()?, DEADLINE).await?;
+    Ok(server.what_a_clone_lacks().await?)
+}

@@ -1,0 +1,195 @@
+//! A running server copied straight into another agent's data directory: what arrives, and what is left when either
+//! side goes away on the way.
+
+use api::job::{JobDocument, JobState, RestoreSource, Work};
+use topology::Flavor;
+use topology::gtid::Lacks;
+use topology::observation::ServerState;
+
+use crate::backups::with_store;
+use crate::harness::{FakeMonitor, LIMIT, TestAgent, until};
+use crate::on_both_flavors;
+use crate::restores::{checksum, fill_table};
+
+on_both_flavors! {
+    a_running_server_is_copied_while_it_is_written_to;
+    a_copy_that_breaks_off_leaves_a_clear_stop_and_is_made_again;
+}
+
+struct Pair {
+    donor: TestAgent,
+    taker: TestAgent,
+    _monitors: [FakeMonitor; 2],
+}
+
+impl Pair {
+    async fn start(flavor: Flavor) -> Self {
+        let (donor, of_donor) = with_store(flavor, "").await;
+        let (taker, of_taker) = with_store(flavor, "").await;
+        fill_table(&donor).await;
+        Self {
+            donor,
+            taker,
+            _monitors: [of_donor, of_taker],
+        }
+    }
+
+    fn copy(&self, limit_bytes_per_second: Option<u64>) -> Work {
+        Work::RestoreFull {
+            from: RestoreSource::Donor {
+                instance: "mysql-server-1".parse().unwrap(),
+                address: self.donor.address.clone(),
+                agent: self.donor.client_base(),
+                limit_bytes_per_second,
+            },
+            discard: instance::identity::Identity::load(&self.taker.path("data"))
+                .unwrap()
+                .map(|identity| identity.incarnation),
+            foreign_cluster: false,
+            dry_run: false,
+        }
+    }
+
+    /// Begins a slow copy and returns in the middle of it.
+    async fn begin_slowly(&self, id: &str) {
+        self.taker.submit(id, self.copy(Some(4 << 20))).await.unwrap();
+        until("some of it is copied", LIMIT, async || {
+            let job = self.taker.job(id).await;
+            assert!(!job.state.is_final(), "{job:?}");
+            job.done_bytes > 2 << 20 && (job.step.starts_with("copying") || job.step.starts_with("cloning"))
+        })
+        .await;
+    }
+
+    /// Nobody is left with the donor's data.
+    async fn donor_is_free(&self) {
+        until("the donor does nothing any more", LIMIT, async || {
+            let jobs: api::job::Jobs = self.donor.client.get("/api/v1/jobs").await.unwrap();
+            jobs.jobs.iter().all(|job| job.state.is_final())
+        })
+        .await;
+        assert!(!self.donor.path("binlog/mysql-service.probe").exists());
+    }
+}
+
+async fn cancel(agent: &TestAgent, id: &str) {
+    let path = format!("/api/v1/jobs/{id}/cancel");
+    agent.client.post::<_, JobDocument>(&path, &()).await.unwrap();
+}
+
+async fn a_running_server_is_copied_while_it_is_written_to(flavor: Flavor) {
+    const FIRST: u32 = 1_000_000;
+    let pair = Pair::start(flavor).await;
+    let old = pair.taker.identity();
+    let mut writer = pair.donor.root().await;
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let writing = tokio::spawn(async move {
+        let mut id = FIRST;
+        while stopped.try_recv().is_err() {
+            writer
+                .execute(&format!("INSERT INTO app.t VALUES ({id})"))
+                .await
+                .unwrap();
+            id += 1;
+        }
+        id - FIRST
+    });
+    let copied = pair.taker.run_job("copy", pair.copy(None)).await;
+    stop.send(()).unwrap();
+    let written: u32 = writing.await.unwrap();
+    pair.donor_is_free().await;
+
+    let new = pair.taker.identity();
+    assert_ne!(
+        (&new.incarnation, new.server_id),
+        (&old.incarnation, old.server_id)
+    );
+    assert_ne!(new.server_id, pair.donor.identity().server_id);
+    assert!(copied.result.unwrap()["bytes"].as_u64().unwrap() > 0);
+    let mut root = pair.taker.root().await;
+    let rows = root
+        .query(&format!(
+            "SELECT COUNT(*), COALESCE(MAX(id) - {FIRST} + 1, 0) FROM app.t WHERE id >= {FIRST}"
+        ))
+        .await
+        .unwrap();
+    let number = |index: usize| rows[0].value(index).unwrap().parse::<u32>().unwrap();
+    assert_eq!(number(0), number(1), "a prefix of what was written");
+    assert!(number(0) <= written, "{} of {written}", number(0));
+    // What it says that it has is what it has.
+    let has = root.transactions().await.unwrap();
+    let all = pair.donor.root().await.transactions().await.unwrap();
+    assert!(matches!(all.lacks(&has), Lacks::Nothing), "{has} in {all}");
+    let coordinates = std::fs::read_to_string(pair.taker.path("backup/xtrabackup_binlog_info")).unwrap();
+    assert!(coordinates.starts_with("binlog.0"), "{coordinates}");
+    let seen = pair
+        .taker
+        .dba()
+        .await
+        .observe(mysql_client::Depth::Ordinary)
+        .await
+        .unwrap();
+    assert!(seen.read_only && seen.replication.is_none());
+    let strange = std::fs::read_dir(pair.taker.path("data")).unwrap().any(|entry| {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        name.starts_with("xtrabackup") || name.contains("clone") || name.starts_with(".mysql-service-")
+    });
+    assert!(!strange);
+}
+
+async fn a_copy_that_breaks_off_leaves_a_clear_stop_and_is_made_again(flavor: Flavor) {
+    let mut pair = Pair::start(flavor).await;
+    let wanted = checksum(&pair.donor, "app.t").await;
+    let stopped = async |pair: &Pair, word: &str| {
+        until("the taker says that it stands still", LIMIT, async || {
+            let report = pair.taker.report().await;
+            report.is_some_and(|report| {
+                report.state == ServerState::Stopped
+                    && report.incarnation.is_none()
+                    && report.detail.contains(word)
+            })
+        })
+        .await;
+        assert!(pair.taker.path("data/.mysql-service-restoring").exists());
+    };
+
+    // The donor's agent is killed.
+    pair.begin_slowly("donor-killed").await;
+    pair.donor.agent().kill();
+    let failed = pair.taker.job_end("donor-killed").await;
+    assert_eq!(failed.state, JobState::Failed, "{failed:?}");
+    assert!(failed.outcome.contains("broke off"), "{failed:?}");
+    stopped(&pair, "not complete").await;
+    // Nobody to ask: refused, and nothing is worse.
+    pair.taker.submit("donor-away", pair.copy(None)).await.unwrap();
+    let refused = pair.taker.job_end("donor-away").await;
+    assert_eq!(refused.state, JobState::Refused, "{refused:?}");
+    pair.donor.launch();
+    pair.donor.until_running().await;
+
+    // The taker's agent is killed.
+    pair.begin_slowly("taker-killed").await;
+    pair.taker.agent().kill();
+    pair.donor_is_free().await;
+    pair.taker.launch();
+    stopped(&pair, "was interrupted").await;
+
+    // The donor ends it.
+    pair.begin_slowly("donor-ends").await;
+    let jobs: api::job::Jobs = pair.donor.client.get("/api/v1/jobs").await.unwrap();
+    let giving = jobs.jobs.iter().find(|job| !job.state.is_final()).unwrap();
+    cancel(&pair.donor, giving.id.as_str()).await;
+    let failed = pair.taker.job_end("donor-ends").await;
+    assert_eq!(failed.state, JobState::Failed, "{failed:?}");
+    assert!(failed.outcome.contains("it was cancelled"), "{failed:?}");
+    stopped(&pair, "not complete").await;
+
+    pair.taker.run_job("copy", pair.copy(None)).await;
+    assert_eq!(checksum(&pair.taker, "app.t").await, wanted);
+    // A server that is started again is the same one.
+    let new = pair.taker.identity();
+    pair.taker.terminate().await;
+    pair.taker.launch();
+    pair.taker.until_running().await;
+    assert_eq!(pair.taker.identity(), new);
+}
