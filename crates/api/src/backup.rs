@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use topology::{Flavor, Incarnation, InstanceId, OperationId, Role, Version};
 
 use crate::archive::ArchiveWindow;
-use crate::job::{Archive, Target};
+use crate::job::{Archive, RestoreBase, Search, Target};
 
 /// `GET /api/v1/backups`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -153,6 +153,16 @@ pub struct CleanRequest {
     pub instance: InstanceId,
 }
 
+/// `POST /api/v1/backups/search`. The operation's result is what was found.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SearchRequest {
+    /// What is looked for.
+    pub search: Search,
+    /// Whose agent looks; `None`: the Standby's, else the Master's.
+    pub instance: Option<InstanceId>,
+}
+
 /// `POST /api/v1/instances/{id}/restore`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
@@ -176,6 +186,9 @@ pub enum RestoreRequest {
     Incremental {
         /// How far.
         target: Target,
+        /// Restore a full backup first. `None`: the data that is there is brought forward.
+        #[serde(default)]
+        base: Option<RestoreBase>,
         /// GTIDs of transactions to leave out.
         #[serde(default)]
         skip: Vec<String>,

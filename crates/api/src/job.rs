@@ -95,10 +95,15 @@ pub enum Work {
         #[serde(default)]
         limit_bytes_per_second: Option<u64>,
     },
+    /// Look for transactions in the archive, or at the rows of one. Goes beside any other work.
+    SearchArchive(Search),
     /// Replay the archive up to a transaction.
     RestoreIncremental {
         /// How far.
         target: Target,
+        /// Restore a full backup first. `None`: the data that is there is brought forward.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        base: Option<RestoreBase>,
         /// Where the binlogs come from.
         #[serde(default, skip_serializing_if = "Binlogs::is_any")]
         binlogs: Binlogs,
@@ -109,6 +114,45 @@ pub enum Work {
         #[serde(default)]
         dry_run: bool,
     },
+}
+
+/// What is looked for in the archive. The result of the job is `backup::search::Findings`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Search {
+    /// Only transactions that change this table (`schema.table`, or `schema.*`).
+    pub table: Option<String>,
+    /// Not earlier: RFC 3339, with offset. Needed unless `rows_of` is there.
+    pub since: Option<String>,
+    /// Not later: likewise. `None`: up to the newest.
+    pub until: Option<String>,
+    /// Instead of all that: the rows of this transaction.
+    pub rows_of: Option<String>,
+    /// How many transactions or rows are told of at most, from 1 to [`Self::LARGEST_LIMIT`]; `None`:
+    /// [`Self::DEFAULT_LIMIT`].
+    pub limit: Option<u32>,
+}
+
+impl Search {
+    /// What a person reads.
+    pub const DEFAULT_LIMIT: u32 = 100;
+    /// What a job's result has room for.
+    pub const LARGEST_LIMIT: u32 = 1000;
+}
+
+/// The full backup that a replay begins with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreBase {
+    /// Its name. `None`: the newest one from which the target can be reached.
+    #[serde(default)]
+    pub backup: Option<String>,
+    /// The data directory that may be thrown away for it. `None`: it must be empty.
+    #[serde(default)]
+    pub discard: Option<Incarnation>,
+    /// Whether a backup of another cluster is meant.
+    #[serde(default)]
+    pub foreign_cluster: bool,
 }
 
 /// Where the binlogs of an incremental restore come from.

@@ -13,6 +13,7 @@ pub mod pack;
 pub mod prune;
 pub mod replay;
 pub mod restore;
+pub mod search;
 pub mod store;
 pub mod throttle;
 pub mod unpack;

@@ -5,7 +5,7 @@
 //!                       │  journal: written before the work begins and after it has ended
 //! ```
 //! One at a time: jobs that copy or fill the data directory cannot go beside each other, and the rest would only
-//! take the disk away from them. [`Work::ArchiveNow`] alone goes beside any. A job that the journal calls running
+//! take the disk away from them. [`Work::ArchiveNow`] and [`Work::SearchArchive`] go beside any. A job that the journal calls running
 //! when an agent starts was ended with the agent before: it failed, and what it left in the store is not a backup.
 
 mod archive_now;
@@ -17,8 +17,10 @@ mod journal;
 mod keep;
 pub(crate) mod mariadb_backup;
 mod progress;
+mod restore_base;
 mod restore_full;
 mod restore_incremental;
+mod search_archive;
 pub(crate) mod throwaway;
 mod verify;
 mod work;
@@ -280,7 +282,8 @@ impl State {
 
 /// Whether one cannot be begun while the other runs.
 fn excludes(wanted: &Work, running: &Work) -> bool {
-    !matches!(wanted, Work::ArchiveNow) && !matches!(running, Work::ArchiveNow)
+    let goes_beside = |work: &Work| matches!(work, Work::ArchiveNow | Work::SearchArchive(_));
+    !goes_beside(wanted) && !goes_beside(running)
 }
 
 /// What kind of work it is, for people.
@@ -295,6 +298,7 @@ pub(crate) fn name(work: &Work) -> &'static str {
         Work::ArchiveNow => "archiving up to now",
         Work::Donate { .. } => "giving the data to another instance",
         Work::RestoreFull { .. } => "a full restore",
+        Work::SearchArchive(_) => "a search in the archive",
         Work::RestoreIncremental { .. } => "an incremental restore",
     }
 }

@@ -18,7 +18,7 @@ pub(crate) mod runner;
 pub(crate) mod schedule;
 
 use api::backup::{
-    BackupRequest, CleanRequest, PruneRequest, RestoreRequest, ScaleOutRequest, VerifyRequest,
+    BackupRequest, CleanRequest, PruneRequest, RestoreRequest, ScaleOutRequest, SearchRequest, VerifyRequest,
 };
 use api::job::{RestoreSource, Work};
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,8 @@ pub(crate) enum Errand {
     Prune(PruneRequest),
     /// A local backup directory is emptied.
     Clean(CleanRequest),
+    /// Somebody looks for transactions in the archive.
+    Search(SearchRequest),
     /// An instance's data is filled anew, or brought forward.
     Restore { at: InstanceId, request: RestoreRequest },
     /// An empty instance becomes a running Slave.
@@ -155,7 +157,14 @@ pub(crate) fn describe(work: &Work) -> String {
             let verb = if *dry_run { "plan a restore of" } else { "restore" };
             format!("{verb} its data from {from}")
         }
+        Work::SearchArchive(search) => match &search.rows_of {
+            Some(gtid) => format!("read the rows of {gtid} in the archive"),
+            None => "look through the archive".to_owned(),
+        },
         Work::RestoreIncremental { dry_run: true, .. } => "plan a restore from the archive".to_owned(),
+        Work::RestoreIncremental { base: Some(_), .. } => {
+            "restore its data from a full backup and the archive".to_owned()
+        }
         Work::RestoreIncremental { .. } => "restore from the archive".to_owned(),
     }
 }

@@ -103,6 +103,7 @@ fn routes<S: Store>() -> Routes<S> {
     .post("/api/v1/backups/{id}/verify", backups::verify::<S>)
     .post("/api/v1/backups/prune", backups::prune::<S>)
     .post("/api/v1/backups/clean", backups::clean::<S>)
+    .post("/api/v1/backups/search", backups::search::<S>)
     .post("/api/v1/instances/{id}/restore", backups::restore::<S>)
     .post("/api/v1/scale-out", backups::scale_out::<S>)
     .post("/api/v1/operations/{id}/cancel", backups::cancel::<S>)

@@ -119,6 +119,20 @@ impl Server {
         }))
     }
 
+    /// The names of a table's columns in their order; none when there is no such table.
+    pub async fn column_names(&mut self, schema: &str, table: &str) -> Result<Vec<String>, Error> {
+        let rows = self
+            .query(&format!(
+                "SELECT COLUMN_NAME FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = {} AND TABLE_NAME = {} \
+                 ORDER BY ORDINAL_POSITION",
+                literal(schema),
+                literal(table)
+            ))
+            .await?;
+        let names = rows.iter().filter_map(|row: &Row| row.value(0));
+        Ok(names.map(str::to_owned).collect())
+    }
+
     /// What was committed with relaxed settings goes to the disk: redo log and binlog.
     pub async fn flush_to_disk(&mut self) -> Result<(), Error> {
         self.execute_threads("FLUSH LOCAL BINARY LOGS").await?;

@@ -10,7 +10,7 @@ use topology::{InstanceId, Role};
 pub(crate) use backup::{
     ArchiveForm, Backup, BackupCommand, BackupList, CancelWork, Fetch, FetchCommand, FullBackup,
     IncrementalBackup, PruneBackups, Restore, RestoreCommand, RestoreFull, RestoreIncremental, ScaleOut,
-    ScaleOutFrom, ShowBackup, VerifyBackup, Waiting, WorkOptions,
+    ScaleOutFrom, SearchBackup, ShowBackup, VerifyBackup, Waiting, WorkOptions,
 };
 
 const EXAMPLES: &str = "\

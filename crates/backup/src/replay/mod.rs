@@ -40,6 +40,7 @@ pub use feed::{BinlogFiles, FileStart, SelectedFeed};
 pub use have::{Have, Known, Part};
 pub use local_files::{LocalFiles, LocalHistory, LocalRange};
 pub use local_plan::{LocalPlan, plan_local};
+pub(crate) use plan::time;
 pub use plan::{Plan, PlanError, Range, Summary, plan};
 pub use selection::{Cuts, LeftOut, Selection, Verdict};
 pub use walk::{Behind, Go, Impossible, Target, Walk};

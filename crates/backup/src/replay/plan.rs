@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use mysql_client::binlog::{BinlogScanner, Part};
 use mysql_client::replication_server::Owned;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::chain::{Gap, Link, chain};
 use super::have::{Have, Part as Share};
@@ -43,7 +43,7 @@ pub struct Plan {
 }
 
 /// A plan for people and programs.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Summary {
     /// What the server has before, in its notation.
     pub base: String,
@@ -380,7 +380,7 @@ pub(super) fn summary(
 }
 
 /// A time as people read it.
-pub(super) fn time(microseconds: u64) -> String {
+pub(crate) fn time(microseconds: u64) -> String {
     i64::try_from(microseconds)
         .ok()
         .and_then(|microseconds| Timestamp::from_microsecond(microseconds).ok())

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
-use api::job::{JobDocument, JobState};
+use api::job::{JobDocument, JobState, Work};
 use serde::{Deserialize, Serialize};
 use topology::JobId;
 
@@ -14,6 +14,9 @@ const FORMAT: u32 = 1;
 
 /// As many are remembered: a day's worth of a schedule that does something every half hour.
 const MOST: usize = 50;
+
+/// What the last searches have found is remembered, in memory: long enough to be read.
+const MOST_FINDINGS: usize = 3;
 
 /// The jobs on disk.
 pub(super) struct Journal {
@@ -103,13 +106,29 @@ impl Journal {
     fn save(&mut self, documents: Vec<JobDocument>) -> anyhow::Result<()> {
         let stored = Stored {
             format: FORMAT,
-            jobs: documents,
+            jobs: documents.iter().map(without_findings).collect(),
         };
         let text = serde_json::to_vec_pretty(&stored).context("print the journal of jobs")?;
         write_atomically(&self.path, &text, 0o640)
             .with_context(|| format!("write `{}`", self.path.display()))?;
-        self.documents = stored.jobs;
+        self.documents = documents;
+        let searches = self.documents.iter_mut().filter(|job| is_search(job));
+        for old in searches.skip(MOST_FINDINGS) {
+            old.result = None;
+        }
         Ok(())
+    }
+}
+
+fn is_search(job: &JobDocument) -> bool {
+    matches!(job.work, Work::SearchArchive(_))
+}
+
+/// What a search has found may have rows of the applications' tables, and is large: it is for whoever asked.
+fn without_findings(job: &JobDocument) -> JobDocument {
+    JobDocument {
+        result: job.result.clone().filter(|_| !is_search(job)),
+        ..job.clone()
     }
 }
 
@@ -117,7 +136,6 @@ impl Journal {
 mod tests {
     use super::*;
     use crate::jobs::Job;
-    use api::job::Work;
 
     fn job(number: usize) -> JobDocument {
         let id = format!("job-{number}").parse().unwrap();
@@ -138,6 +156,28 @@ mod tests {
         let states: Vec<JobState> = next.documents().iter().map(|job| job.state).collect();
         assert_eq!(states, [JobState::Done, JobState::Failed]);
         assert!(Journal::load(path).unwrap().fail_running("").unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_a_search_found_is_told_and_not_written_down() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("jobs.json");
+        let mut journal = Journal::load(path.clone()).unwrap();
+        for number in 0..=MOST_FINDINGS {
+            let mut found = job(number);
+            found.work = Work::SearchArchive(api::job::Search::default());
+            found.result = Some("a row".into());
+            journal.put(found).unwrap();
+        }
+        let told = |journal: &Journal| {
+            journal
+                .documents()
+                .iter()
+                .filter(|job| job.result.is_some())
+                .count()
+        };
+        assert_eq!(told(&journal), MOST_FINDINGS);
+        assert_eq!(told(&Journal::load(path).unwrap()), 0);
     }
 
     #[test]

@@ -5,19 +5,20 @@
 //! ```
 //! With binlog files in the local backup directory these are applied, and each is removed when everything in it is on
 //! the disk; without any, the archive in the store is. Interrupted, the same or a later target goes on from where the
-//! server is.
+//! server is. With a base a full backup is restored first, and the archive after it is replayed.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use api::job::{Binlogs, Target as WantedTarget};
+use api::job::{Binlogs, RestoreBase, Target as WantedTarget};
 use backup::archive::{Index, file_number};
 use backup::replay::{
     ArchivedHistory, Cuts, Have, LeftOut, LocalHistory, PlanError, ReplayError, Summary, Target, Wish, apply,
     cuts_of, plan, plan_local, refuse_follower, settings_before,
 };
+use backup::store::Store;
 use jiff::Timestamp;
 use mysql_client::binlog::Gtid;
 use mysql_client::replay::relaxed_settings;
@@ -27,6 +28,7 @@ use serde_json::json;
 use topology::gtid::Transactions;
 use topology::observation::ServerState;
 
+use super::restore_base::{self, Based};
 use super::restore_full::check_role;
 use super::{Job, JobError, Outcome, Tools};
 use crate::files;
@@ -39,6 +41,7 @@ const DEADLINE: Duration = Duration::from_mins(10);
 #[derive(Debug, Clone)]
 pub(super) struct Request {
     pub(super) target: WantedTarget,
+    pub(super) base: Option<RestoreBase>,
     pub(super) binlogs: Binlogs,
     pub(super) skip: Vec<String>,
     pub(super) dry_run: bool,
@@ -60,7 +63,7 @@ struct Prepared {
 }
 
 pub(super) async fn restore_incremental(
-    tools: &Tools,
+    tools: &Arc<Tools>,
     job: &Arc<Job>,
     request: Request,
 ) -> Result<Outcome, JobError> {
@@ -70,20 +73,30 @@ pub(super) async fn restore_incremental(
         .iter()
         .map(|text| gtid(text))
         .collect::<Result<_, _>>()?;
-    let mut server = connect(tools).await?;
+    let left_out = LeftOut {
+        transactions,
+        cuts: Cuts::default(),
+    };
     job.step("planning", None);
+    let mut binlogs = request.binlogs;
+    if let Some(base) = &request.base {
+        let store = archive_store(tools)?;
+        let choosing = restore_base::choose(tools, &store, base, &target, left_out.clone());
+        let based = tokio::select! {
+            based = choosing => based?,
+            () = job.until_cancelled() => return Err(JobError::Refused("it was cancelled".to_owned())),
+        };
+        if request.dry_run {
+            return planned_from(job, &based, &store);
+        }
+        restore_base::restore(tools, job, base, &based.manifest).await?;
+        // The plan is of the archive, whatever lies in the local backup directory.
+        binlogs = Binlogs::Archive;
+        job.step("planning", None);
+    }
+    let mut server = connect(tools).await?;
     let have = Have::transactions(&server.transactions().await?);
-    let prepared = prepare(
-        tools,
-        request.binlogs,
-        &mut server,
-        &have,
-        &target,
-        LeftOut {
-            transactions,
-            cuts: Cuts::default(),
-        },
-    );
+    let prepared = prepare(tools, binlogs, &mut server, &have, &target, left_out);
     let prepared = tokio::select! {
         prepared = prepared => prepared?,
         () = job.until_cancelled() => return Err(JobError::Refused("it was cancelled".to_owned())),
@@ -134,6 +147,42 @@ pub(super) async fn restore_incremental(
             or_nothing(&summary.reached)
         ),
         result: Some(result),
+    })
+}
+
+/// What a plan with a base says.
+fn planned_from(job: &Job, based: &Based, store: &Store) -> Result<Outcome, JobError> {
+    let summary = &based.plan.summary;
+    for warning in &summary.warnings {
+        job.warn(warning.clone());
+    }
+    let mut result = serde_json::to_value(summary).context("write the plan")?;
+    result["base_backup"] = json!(based.manifest.id);
+    result["base_bytes"] = json!(based.bytes());
+    result["expected_seconds"] = json!(summary.expected_seconds + based.expected_seconds());
+    result["from"] = json!(from_archive(store));
+    Ok(Outcome {
+        sentence: format!(
+            "the full backup {} would be restored, then {} transactions ({} bytes) would be replayed, up to {}",
+            based.manifest.id,
+            summary.transactions,
+            summary.bytes,
+            or_nothing(&summary.reached)
+        ),
+        result: Some(result),
+    })
+}
+
+fn from_archive(store: &Store) -> String {
+    format!("the archive in {}", store.url())
+}
+
+fn archive_store(tools: &Tools) -> Result<Store, JobError> {
+    tools.config.store()?.ok_or_else(|| {
+        JobError::Refused(format!(
+            "there are no binlog files in {}, and no backup_store is configured",
+            tools.config.backup_directory.display()
+        ))
     })
 }
 
@@ -214,19 +263,14 @@ async fn prepare(
             ),
         });
     }
-    let store = tools.config.store()?.ok_or_else(|| {
-        JobError::Refused(format!(
-            "there are no binlog files in {}, and no backup_store is configured",
-            tools.config.backup_directory.display()
-        ))
-    })?;
+    let store = archive_store(tools)?;
     let index = Index::load(&store).await?;
     left_out.cuts = cuts_of(&store).await?;
     let planned = plan(&store, &index, have, target, left_out)
         .await
         .map_err(refused)?;
     Ok(Prepared {
-        from: format!("the archive in {}", store.url()),
+        from: from_archive(&store),
         source: Source::Archive(ArchivedHistory {
             store,
             ranges: planned.ranges,
@@ -247,7 +291,7 @@ fn appliers() -> u32 {
     u32::try_from(2 * processors).unwrap_or(u32::MAX).clamp(4, 32)
 }
 
-fn refused(error: PlanError) -> JobError {
+pub(super) fn refused(error: PlanError) -> JobError {
     match error {
         PlanError::Refused(sentence) => JobError::Refused(sentence),
         other => JobError::Refused(format!("{:#}", anyhow::Error::from(other))),

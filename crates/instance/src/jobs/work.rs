@@ -12,6 +12,7 @@ use super::full_backup::full_backup;
 use super::keep;
 use super::restore_full::{Wish, restore_full};
 use super::restore_incremental::{Request, restore_incremental};
+use super::search_archive::search_archive;
 use super::verify::verify;
 use super::{Job, JobError, Outcome, Tools};
 
@@ -45,8 +46,10 @@ pub(super) async fn carry_out(tools: &Arc<Tools>, job: &Arc<Job>) -> Result<Outc
         } => donate(tools, job, &to, limit_bytes_per_second).await,
         Work::ArchiveNow => archive_now(tools, job).await,
         Work::FetchIncrement => fetch_increment(tools, job).await,
+        Work::SearchArchive(wanted) => search_archive(tools, job, &wanted).await,
         Work::RestoreIncremental {
             target,
+            base,
             binlogs,
             skip,
             dry_run,
@@ -56,6 +59,7 @@ pub(super) async fn carry_out(tools: &Arc<Tools>, job: &Arc<Job>) -> Result<Outc
                 job,
                 Request {
                     target,
+                    base,
                     binlogs,
                     skip,
                     dry_run,

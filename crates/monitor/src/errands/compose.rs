@@ -76,6 +76,12 @@ pub(crate) fn compose(facts: &Facts<'_>, errand: &Errand) -> Result<Composed, Re
         ),
         Errand::Prune(request) => prune(facts, request),
         Errand::Clean(request) => job(facts, Some(&request.instance), None, Work::CleanBackups),
+        Errand::Search(request) => job(
+            facts,
+            request.instance.as_ref(),
+            None,
+            Work::SearchArchive(request.search.clone()),
+        ),
         Errand::Restore { at, request } => restore(facts, at, request),
         Errand::ScaleOut(request) => scale_out(facts, request),
     }
@@ -204,10 +210,12 @@ fn restore(facts: &Facts<'_>, at: &InstanceId, request: &RestoreRequest) -> Resu
         },
         RestoreRequest::Incremental {
             target,
+            base,
             skip,
             dry_run,
         } => Work::RestoreIncremental {
             target,
+            base,
             binlogs: Binlogs::Any,
             skip,
             dry_run,

@@ -335,6 +335,7 @@ impl<S: Store> Runner<S> {
     async fn catch_up(&mut self, at: &InstanceId) -> Result<String, Stop> {
         let work = Work::RestoreIncremental {
             target: Target::End,
+            base: None,
             // What lies in the local backup directory is a person's.
             binlogs: Binlogs::Archive,
             skip: Vec::new(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use api::FORMAT;
 use api::backup::{
     BackupRequest, BackupsDocument, CancelRequest, CleanRequest, PruneRequest, RestoreRequest,
-    ScaleOutRequest, VerifyRequest,
+    ScaleOutRequest, SearchRequest, VerifyRequest,
 };
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -105,6 +105,15 @@ pub(super) async fn clean<S: Store>(
 ) -> Result<Response, ProblemResponse> {
     known(&app, Some(&body.value.instance))?;
     errand(&app, asker, Errand::Clean(body.value), &body.bytes).await
+}
+
+pub(super) async fn search<S: Store>(
+    State(app): State<Arc<App<S>>>,
+    asker: Asker,
+    body: Json<SearchRequest>,
+) -> Result<Response, ProblemResponse> {
+    known(&app, body.value.instance.as_ref())?;
+    errand(&app, asker, Errand::Search(body.value), &body.bytes).await
 }
 
 pub(super) async fn restore<S: Store>(

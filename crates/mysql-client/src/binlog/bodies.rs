@@ -70,6 +70,17 @@ pub struct Payload<'body> {
     pub bytes: &'body [u8],
 }
 
+/// The front of a transaction that came compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PayloadFront {
+    /// Whether a zstd frame follows; else the events themselves do.
+    pub compressed: bool,
+    /// Length of the events after decompression.
+    pub uncompressed_length: u64,
+    /// How many bytes follow, where it says so.
+    pub size: Option<u64>,
+}
+
 /// The oldest file that a crash recovery needs (MariaDB).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkpoint<'body> {
@@ -121,12 +132,26 @@ impl<'body> Query<'body> {
     /// # Errors
     /// When the body is malformed.
     pub fn parse(body: &'body [u8]) -> Result<Self, BinlogError> {
+        Self::parse_with(body, 0)
+    }
+
+    /// Of a `LOAD DATA` in statement format.
+    ///
+    /// # Errors
+    /// When the body is malformed.
+    pub fn parse_load(body: &'body [u8]) -> Result<Self, BinlogError> {
+        // The file's number, where its name stands in the statement, what becomes of duplicates.
+        Self::parse_with(body, 13)
+    }
+
+    fn parse_with(body: &'body [u8], more_front_bytes: usize) -> Result<Self, BinlogError> {
         let mut body = Cursor::new(body);
         // The thread, the seconds it took.
         body.take(8)?;
         let schema_length = usize::from(body.u8()?);
         let _error_code = body.u16()?;
         let variables_length = usize::from(body.u16()?);
+        body.take(more_front_bytes)?;
         body.take(variables_length)?;
         let schema = body.take(schema_length)?;
         body.take(1)?;
@@ -202,7 +227,22 @@ impl<'body> Payload<'body> {
     /// # Errors
     /// When the body is malformed or compressed in an unknown way.
     pub fn parse(body: &'body [u8]) -> Result<Self, BinlogError> {
-        let mut body = Cursor::new(body);
+        let (front, payload) = Self::front(body)?;
+        let size = payload.size.unwrap_or((body.len() - front) as u64);
+        Ok(Self {
+            compressed: payload.compressed,
+            uncompressed_length: payload.uncompressed_length,
+            bytes: Cursor::new(&body[front..]).take(length(size))?,
+        })
+    }
+
+    /// What stands before the events, for whoever reads them as they come; and how many bytes it takes. Of the body at
+    /// least the first 40 bytes are needed.
+    ///
+    /// # Errors
+    /// When it is malformed or tells of an unknown way of compression.
+    pub fn front(bytes: &[u8]) -> Result<(usize, PayloadFront), BinlogError> {
+        let mut body = Cursor::new(bytes);
         let (mut size, mut kind, mut uncompressed_length) = (None, 0, 0);
         loop {
             let field = body.length_encoded()?;
@@ -226,12 +266,12 @@ impl<'body> Payload<'body> {
                 )));
             }
         };
-        let size = length(size.unwrap_or(body.rest().len() as u64));
-        Ok(Self {
+        let front = PayloadFront {
             compressed,
             uncompressed_length,
-            bytes: body.take(size)?,
-        })
+            size,
+        };
+        Ok((bytes.len() - body.rest().len(), front))
     }
 }
 

@@ -10,29 +10,37 @@
 //! | `gtid` | the event that begins a transaction, in its three forms |
 //! | `sets` | what was logged before a file: MySQL's previous GTIDs, MariaDB's GTID list; read and written |
 //! | `bodies` | the other bodies that somebody here looks into |
+//! | `columns`, `rows`, `values` | the rows of a rows event, decoded |
 //! | `transactions` | where a transaction begins and ends |
 //! | `scan` | all of it over the bytes of a file, in pieces of any size, with every checksum held against its bytes |
 
 mod bodies;
+mod columns;
 mod cursor;
 mod event;
 mod format;
 mod gtid;
+mod rows;
 mod scan;
 mod sets;
 #[cfg(test)]
 mod tests;
 mod transactions;
+mod values;
 
 pub use bodies::{
-    Checkpoint, Heartbeat, Payload, Query, Rotate, RowsChange, RowsHeader, StartEncryption, TableMap,
+    Checkpoint, Heartbeat, Payload, PayloadFront, Query, Rotate, RowsChange, RowsHeader, StartEncryption,
+    TableMap,
 };
+pub use columns::Column;
 pub use event::{EventHeader, event_type, flag};
 pub use format::{Checksum, FormatDescription};
 pub use gtid::{Gtid, GtidEvent, MysqlGtid};
+pub use rows::{Image, RowChange, Rows};
 pub use scan::{BinlogScanner, ScannedEvent, Step};
 pub use sets::{PreviousGtids, decode_gtid_set, encode_gtid_set, encode_tagged_gtid_set};
 pub use transactions::{OpenTransaction, Part, Transaction, TransactionReader};
+pub use values::{Clock, Value};
 
 /// What a binlog file begins with.
 pub const MAGIC: [u8; 4] = [0xfe, b'b', b'i', b'n'];

@@ -77,6 +77,8 @@ pub(crate) enum BackupCommand {
     Incremental(IncrementalBackup),
     /// Show the full backups, the schedules, and how the last work ended
     List(BackupList),
+    /// Find a transaction in the binlog archive by its table and time, or look at its rows
+    Search(SearchBackup),
     /// Show one backup
     Show(ShowBackup),
     /// Read every byte of a backup and hold it against its manifest; with `--restore` prove that it restores
@@ -172,6 +174,34 @@ pub(crate) struct PruneBackups {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mysql-service backup search --table app.orders --since 2026-11-22T03:00:00Z
+  mysql-service backup search --table 'app.*' --since 2026-11-22T03:00:00Z --until 2026-11-22T04:00:00Z --limit 500
+  mysql-service backup search --rows 0-1-4711            its rows, before and after
+  mysql-service restore incremental --before-gtid 0-1-4711 --discard INCARNATION
+                                                         then bring an instance to just before it")]
+pub(crate) struct SearchBackup {
+    /// Only transactions that change this table, or with `*` any of its schema
+    #[arg(long, value_name = "SCHEMA.TABLE")]
+    pub(crate) table: Option<String>,
+    /// Not earlier than this: RFC 3339, with offset
+    #[arg(long, value_name = "TIME", required_unless_present = "rows")]
+    pub(crate) since: Option<String>,
+    /// Not later than this [default: up to the newest]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) until: Option<String>,
+    /// Show the rows of this transaction instead
+    #[arg(long, value_name = "GTID", conflicts_with_all = ["table", "since", "until"])]
+    pub(crate) rows: Option<String>,
+    /// Show at most so many transactions or rows: the earliest
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) limit: u32,
+    #[command(flatten)]
+    pub(crate) work: WorkOptions,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct CleanBackups {
     #[command(flatten)]
     pub(crate) work: WorkOptions,
@@ -224,6 +254,8 @@ Examples:
   mysql-service restore full --instance mysql-server-4          the same there
   mysql-service restore incremental                             then everything that is in the archive
   mysql-service restore incremental --to-time 2026-11-22T03:04:05+01:00
+  mysql-service restore incremental --to-time 2026-11-22T03:04:05+01:00 --discard INCARNATION
+                                                                both: the newest backup before it, then the archive
   mysql-service restore incremental --before-gtid 0-1-4711 --dry-run")]
 pub(crate) struct Restore {
     #[command(subcommand)]
@@ -266,6 +298,16 @@ pub(crate) struct RestoreIncremental {
     /// Up to the one before this transaction
     #[arg(long, value_name = "GTID", group = "target")]
     pub(crate) before_gtid: Option<String>,
+    /// First restore a full backup, the newest from which the target can be reached, over the data directory of this
+    /// identity (`status -o json` shows it)
+    #[arg(long, value_name = "INCARNATION")]
+    pub(crate) discard: Option<Incarnation>,
+    /// First restore this full backup; without `--discard` the data directory must be empty
+    #[arg(long, value_name = "BACKUP")]
+    pub(crate) from_backup: Option<String>,
+    /// A backup of another cluster is meant
+    #[arg(long)]
+    pub(crate) foreign_cluster: bool,
     /// Leave this transaction out; repeatable
     #[arg(long, value_name = "GTID")]
     pub(crate) skip_gtid: Vec<String>,

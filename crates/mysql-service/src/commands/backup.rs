@@ -28,6 +28,7 @@ pub(crate) async fn run(options: &Backup) -> Result<(), Failure> {
         BackupCommand::Full(options) => full(options).await,
         BackupCommand::Incremental(options) => incremental(options).await,
         BackupCommand::List(options) => list(options).await,
+        BackupCommand::Search(options) => super::search::run(options).await,
         BackupCommand::Show(options) => show(options).await,
         BackupCommand::Verify(options) => verify(options).await,
         BackupCommand::Prune(options) => prune(options).await,

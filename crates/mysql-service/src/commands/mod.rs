@@ -11,6 +11,7 @@ mod progress;
 mod restore;
 mod role;
 mod scale_out;
+mod search;
 mod status;
 mod switchover;
 mod topology;

@@ -11,6 +11,7 @@ use api::operation::{Accepted, OperationDocument, OperationState, StepState};
 use instance::config::InstanceConfig;
 use mysql_client::credentials::SecretFile;
 use serde::Serialize;
+use serde_json::Value;
 use topology::{JobId, OperationId, Role};
 
 use super::progress::Progress;
@@ -120,6 +121,17 @@ impl Here {
 
     /// Asks the agent for work, waits for its end where that is wanted, and says how it went.
     pub(crate) async fn perform(&self, work: Work, output: Output, waiting: &Waiting) -> Result<(), Failure> {
+        self.perform_and(work, output, waiting, None).await
+    }
+
+    /// The same, and shows the result.
+    pub(crate) async fn perform_and(
+        &self,
+        work: Work,
+        output: Output,
+        waiting: &Waiting,
+        show: Option<&Show<'_>>,
+    ) -> Result<(), Failure> {
         let id: JobId = format!("cli-{}", random_word()?)
             .parse()
             .context("cannot name the work")?;
@@ -141,8 +153,23 @@ impl Here {
             self.config.id
         );
         let job = attended(follow_job(&self.agent, &id), limit, &goes_on).await?;
-        report_job(&job, output)
+        report_job(&job, output, show)
     }
+}
+
+/// Shows the result of work to people; what is more than a note about it.
+pub(crate) struct Show<'a> {
+    /// As text.
+    pub(crate) render: &'a dyn Fn(&Value) -> Result<String, serde_json::Error>,
+    /// Programs want the result alone, and not how the work went.
+    pub(crate) is_data: bool,
+}
+
+/// A result, ready to be printed.
+enum Shown {
+    Text(String),
+    /// The same for programs, with the text for people.
+    Result(Value, String),
 }
 
 /// What the work is known by.
@@ -193,18 +220,44 @@ async fn follow_job(agent: &Client, id: &JobId) -> Result<JobDocument, Failure> 
     }
 }
 
-fn report_job(job: &JobDocument, output: Output) -> Result<(), Failure> {
+fn report_job(job: &JobDocument, output: Output, show: Option<&Show<'_>>) -> Result<(), Failure> {
     warn(&job.warnings);
+    let shown = shown(job.result.as_ref().filter(|_| job.state == JobState::Done), show)?;
     if output == Output::Json {
-        output::print_json(job)?;
+        match &shown {
+            Some(Shown::Result(result, _)) => output::print_json(result)?,
+            _ => output::print_json(job)?,
+        }
     }
     match job.state {
-        JobState::Done if output == Output::Table => output::print(&job.outcome),
+        JobState::Done if output == Output::Table => print_shown(shown, &job.outcome),
         JobState::Done => Ok(()),
         JobState::Refused => Err(Failure::Refused(vec![job.outcome.clone()])),
         JobState::Running | JobState::Failed | JobState::Cancelled => {
             Err(Failure::failed(job.outcome.clone()))
         }
+    }
+}
+
+fn shown(result: Option<&Value>, show: Option<&Show<'_>>) -> Result<Option<Shown>, Failure> {
+    let (Some(result), Some(show)) = (result, show) else {
+        return Ok(None);
+    };
+    let text = (show.render)(result)
+        .context("the agent's answer is of another version")
+        .map_err(Failure::Failed)?;
+    Ok(Some(if show.is_data {
+        Shown::Result(result.clone(), text)
+    } else {
+        Shown::Text(text)
+    }))
+}
+
+/// The result, else how the work ended.
+fn print_shown(shown: Option<Shown>, outcome: &str) -> Result<(), Failure> {
+    match shown {
+        Some(Shown::Text(text) | Shown::Result(_, text)) => output::print(&text),
+        None => output::print(outcome),
     }
 }
 
@@ -221,6 +274,17 @@ pub(crate) async fn conclude(
     output: Output,
     waiting: &Waiting,
 ) -> Result<(), Failure> {
+    conclude_and(client, answer, output, waiting, None).await
+}
+
+/// The same, and shows the result.
+pub(crate) async fn conclude_and(
+    client: &Client,
+    answer: Answer,
+    output: Output,
+    waiting: &Waiting,
+    show: Option<&Show<'_>>,
+) -> Result<(), Failure> {
     let operation = match answer {
         Answer::Accepted(operation) => operation,
         Answer::Planned(planned) => return super::change::print_plan(&planned, output),
@@ -236,7 +300,7 @@ pub(crate) async fn conclude(
         "{operation} goes on: see `mysql-service status`; `mysql-service backup cancel {operation}` ends it"
     );
     let ended = attended(follow_operation(client, &operation), limit, &goes_on).await?;
-    report_operation(&ended, output)
+    report_operation(&ended, output, show)
 }
 
 async fn follow_operation(client: &Client, id: &OperationId) -> Result<OperationDocument, Failure> {
@@ -298,13 +362,22 @@ fn tell_steps(operation: &OperationDocument, told: &mut usize, progress: &Progre
     }
 }
 
-fn report_operation(operation: &OperationDocument, output: Output) -> Result<(), Failure> {
+fn report_operation(
+    operation: &OperationDocument,
+    output: Output,
+    show: Option<&Show<'_>>,
+) -> Result<(), Failure> {
     warn(&operation.warnings);
+    let is_done = operation.state == OperationState::Done;
+    let shown = shown(operation.result.as_ref().filter(|_| is_done), show)?;
     if output == Output::Json {
-        output::print_json(operation)?;
+        match &shown {
+            Some(Shown::Result(result, _)) => output::print_json(result)?,
+            _ => output::print_json(operation)?,
+        }
     }
     match operation.state {
-        OperationState::Done if output == Output::Table => output::print(&operation.outcome),
+        OperationState::Done if output == Output::Table => print_shown(shown, &operation.outcome),
         OperationState::Done => Ok(()),
         OperationState::Refused => Err(Failure::Refused(vec![operation.outcome.clone()])),
         _ => Err(Failure::failed(operation.outcome.clone())),

@@ -23,6 +23,7 @@ mod notices;
 mod reloads;
 mod replays;
 mod restores;
+mod searches;
 mod settings;
 mod starts;
 mod stops;

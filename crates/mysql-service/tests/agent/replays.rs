@@ -127,7 +127,7 @@ async fn a_restored_server_is_brought_to_any_transaction(flavor: Flavor) {
     as_before_but_for_the_data(&agent).await;
 }
 
-async fn as_before_but_for_the_data(agent: &TestAgent) {
+pub(crate) async fn as_before_but_for_the_data(agent: &TestAgent) {
     let mut root = agent.root().await;
     assert_eq!(root.replay_state().await.unwrap(), None, "it follows nobody");
     let sql = "SELECT CONCAT_WS(' ', @@sync_binlog, @@innodb_flush_log_at_trx_commit, @@sync_relay_log)";
@@ -193,7 +193,7 @@ async fn write(agent: &TestAgent, flavor: Flavor) -> Written {
 }
 
 /// The closed binlog files.
-fn binlogs(agent: &TestAgent) -> Vec<PathBuf> {
+pub(crate) fn binlogs(agent: &TestAgent) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = fs::read_dir(agent.path("binlog"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -209,7 +209,7 @@ fn binlogs(agent: &TestAgent) -> Vec<PathBuf> {
     files
 }
 
-async fn archive(agent: &TestAgent, flavor: Flavor, files: &[PathBuf]) {
+pub(crate) async fn archive(agent: &TestAgent, flavor: Flavor, files: &[PathBuf]) {
     let identity = agent.identity();
     let source = match flavor {
         Flavor::Mariadb => Source::mariadb(identity.server_id, &identity.incarnation),
@@ -245,6 +245,7 @@ fn only_entry(directory: &std::path::Path) -> PathBuf {
 fn incremental(target: Target, dry_run: bool) -> Work {
     Work::RestoreIncremental {
         target,
+        base: None,
         binlogs: Binlogs::Any,
         skip: Vec::new(),
         dry_run,
