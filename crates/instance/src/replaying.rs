@@ -132,6 +132,9 @@ pub(crate) async fn tidy_up(config: &InstanceConfig, secrets: &SecretFile) -> an
 }
 
 /// The same for a replay that failed, once the server runs: it may be what failed.
+///
+/// # Errors
+/// When the server does not run or does not do it; the marker stays.
 pub(crate) async fn tidy_up_after_failure(
     config: &InstanceConfig,
     secrets: &SecretFile,
@@ -139,12 +142,27 @@ pub(crate) async fn tidy_up_after_failure(
 ) -> anyhow::Result<()> {
     /// A crash recovery with much to recover.
     const LIMIT: Duration = Duration::from_mins(5);
-    let running = snapshot.wait_for(|now| now.state == ServerState::Running);
-    tokio::time::timeout(LIMIT, running)
-        .await
-        .context("the server does not run")?
-        .context("the agent ended")?;
-    tidy_up(config, secrets).await
+    /// A server that has just been killed is taken for a running one until its end was heard of.
+    const HEARD_OF: Duration = Duration::from_secs(5);
+    const ATTEMPTS: u32 = 5;
+    let mut attempt = 1;
+    loop {
+        let running = snapshot.wait_for(|now| now.state == ServerState::Running);
+        tokio::time::timeout(LIMIT, running)
+            .await
+            .context("the server does not run")?
+            .context("the agent ended")?;
+        match tidy_up(config, secrets).await {
+            Err(error) if attempt < ATTEMPTS => {
+                tracing::info!("the server's settings are not back yet, which is tried again: {error:#}");
+                attempt += 1;
+                let news = snapshot.wait_for(|now| now.state != ServerState::Running);
+                // Whether it goes down or stays, the next attempt looks again.
+                let _ = tokio::time::timeout(HEARD_OF, news).await;
+            }
+            done => return done,
+        }
+    }
 }
 
 /// An agent that finds the marker of its predecessor tidies up as soon as the server runs.
@@ -163,7 +181,7 @@ pub(crate) fn tidy_up_when_running(
         if *begun {
             return;
         }
-        if let Err(error) = tidy_up(&config, &secrets).await {
+        if let Err(error) = tidy_up_after_failure(&config, &secrets, snapshot).await {
             tracing::error!(
                 "a replay was interrupted and the server's settings could not be put back: {error:#}. Replay again, \
                  or restart the agent"

@@ -18,16 +18,16 @@ on_both_flavors! {
 }
 
 /// How often each is killed.
-fn rounds() -> u32 {
+pub(crate) fn rounds() -> u32 {
     let wanted = std::env::var("MYSQL_SERVICE_KILLS").ok();
     wanted.map_or(2, |text| text.parse().unwrap())
 }
 
 /// Moments by a seed, which is said: the same one chooses the same.
-struct Moments(u64);
+pub(crate) struct Moments(u64);
 
 impl Moments {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let seed = match std::env::var("MYSQL_SERVICE_SEED") {
             Ok(text) => text.parse().unwrap(),
             Err(_) => u64::from(
@@ -42,7 +42,7 @@ impl Moments {
     }
 
     /// Less than `limit`: xorshift64.
-    fn next(&mut self, limit: Duration) -> Duration {
+    pub(crate) fn next(&mut self, limit: Duration) -> Duration {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -21,6 +21,7 @@ mod kills;
 mod limits;
 mod notices;
 mod reloads;
+mod replay_kills;
 mod replays;
 mod restores;
 mod searches;
