@@ -1,9 +1,10 @@
-//! `kill -9` of the agent at random moments while a data directory is filled: the next start always ends in a right
-//! server. A few rounds here; `script/chaos fill` makes many.
+//! `kill -9` of the agent at random moments: while a data directory is filled, the next start always ends in a right
+//! server; while a backup is made, what is listed restores. A few rounds here; `script/chaos fill` makes many.
 
 use std::fs;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use api::job::Work;
 use mysql_client::Depth;
 use topology::Flavor;
 
@@ -15,6 +16,7 @@ use crate::restores::{checksum, fill_table, gtids};
 on_both_flavors! {
     an_initialisation_that_is_killed_anywhere_ends_in_a_right_server;
     a_restore_that_is_killed_anywhere_ends_in_a_right_server;
+    a_backup_that_is_killed_anywhere_is_listed_only_when_it_restores;
 }
 
 /// How often each is killed.
@@ -139,4 +141,40 @@ async fn a_restore_that_is_killed_anywhere_ends_in_a_right_server(flavor: Flavor
         assert!(!incarnations.contains(&incarnation), "round {round}");
         incarnations.push(incarnation);
     }
+}
+
+async fn a_backup_that_is_killed_anywhere_is_listed_only_when_it_restores(flavor: Flavor) {
+    let (mut agent, _monitor) = with_store(flavor, "").await;
+    fill_table(&agent).await;
+    let begun = Instant::now();
+    agent.run_job("whole", full_backup()).await;
+    let whole = begun.elapsed();
+    let mut moments = Moments::new();
+    for round in 1..=rounds() {
+        agent
+            .submit(&format!("killed-{round}"), full_backup())
+            .await
+            .unwrap();
+        // This moment is the fault.
+        tokio::time::sleep(moments.next(whole)).await;
+        agent.agent().kill();
+        let data = agent.path("data");
+        until("nothing works on what was left", LIMIT, async || {
+            instance::server::processes_in(&data).unwrap().is_empty()
+        })
+        .await;
+        agent.launch();
+        agent.until_running().await;
+    }
+    let listed = backup::catalogue::list(&agent.store()).await.unwrap();
+    assert!(!listed.is_empty(), "the one that was not killed");
+    for (number, entry) in listed.iter().enumerate() {
+        let check = Work::VerifyBackup {
+            backup: Some(entry.id.to_string()),
+            restore: true,
+        };
+        agent.run_job(&format!("check-{number}"), check).await;
+    }
+    // The next one is made beside whatever is left.
+    agent.run_job("after", full_backup()).await;
 }
