@@ -101,7 +101,11 @@ class Writer(threading.Thread):
 
 
 def connect(
-    address: str, app: dict, autocommit: bool = False, limit_seconds: float = READ_TIMEOUT_SECONDS
+    address: str,
+    app: dict,
+    autocommit: bool = False,
+    limit_seconds: float = READ_TIMEOUT_SECONDS,
+    client_flag: int = 0,
 ) -> pymysql.Connection:
     """Logs in as the application. Every wait for the server, then and later, has the limit."""
     host, _, port = address.rpartition(":")
@@ -119,6 +123,7 @@ def connect(
         # PyMySQL would read the system's certificates for each connection: 25 ms of processor time, which an
         # application spends once, and which would be measured as a stall of the service.
         ssl_disabled=True,
+        client_flag=client_flag,
     )
 
 
