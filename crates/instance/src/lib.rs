@@ -46,6 +46,7 @@ pub mod server;
 mod sessions;
 mod start;
 mod stop;
+mod torn_binlog;
 mod uncopied;
 mod upgrade;
 pub mod user;

@@ -20,6 +20,7 @@ use crate::memory;
 use crate::notes::{Notes, ServerProcess};
 use crate::report::check_disk;
 use crate::server::{self, Launcher, Process};
+use crate::torn_binlog;
 
 /// Starts the server of one instance.
 #[derive(Debug, Clone)]
@@ -72,6 +73,7 @@ impl Starter {
             configuration_file::check_extra_settings(directory)?;
         }
         self.remove_stale_socket_lock()?;
+        self.mend_binlog()?;
         let settings = configuration_file::render(&Settings {
             config,
             flavor: self.binaries.flavor,
@@ -89,6 +91,19 @@ impl Starter {
         launcher
             .start(&self.binaries.server, &arguments, &config.error_log())
             .await
+    }
+
+    fn mend_binlog(&self) -> anyhow::Result<()> {
+        if self.binaries.flavor == Flavor::Mariadb
+            && let Some(torn) =
+                torn_binlog::mend(&self.config.binlog_directory).context("look at the newest binlog")?
+        {
+            tracing::warn!(
+                file = %torn.file.display(), end = torn.end, bytes = torn.bytes,
+                "the server was killed while it wrote an event; its begin was cut off"
+            );
+        }
+        Ok(())
     }
 
     async fn check_ports(&self) -> anyhow::Result<()> {
