@@ -20,7 +20,7 @@ use backup::catalogue;
 use backup::full::claim_store;
 use backup::store::{Store, StoreError};
 use mysql_client::Endpoint;
-use mysql_client::credentials::SecretFile;
+use mysql_client::credentials::{SecretError, SecretFile};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -29,6 +29,7 @@ use topology::observation::ServerState;
 
 use crate::config::InstanceConfig;
 use crate::identity::Identity;
+use crate::jobs::Tools;
 use crate::report::{ArchiveWatch, Snapshot};
 
 /// What the tasks share.
@@ -135,6 +136,11 @@ pub(crate) fn report(
         binlog_disk_bytes: state.binlog_disk_bytes,
         problems,
     })
+}
+
+/// Whether this instance is the one whose binlog is archived, be it interrupted.
+pub(crate) fn is_ordered(watched: &ArchiveWatch) -> bool {
+    watched.state.borrow().archiving
 }
 
 /// Whether this instance's binlog is being archived, without anything in the way.
@@ -324,17 +330,42 @@ impl Parts {
     }
 
     fn server(&self, identity: &Identity) -> Result<ArchivedServer, Failure> {
-        let secret = |error: &dyn std::fmt::Display| Failure::Other(error.to_string());
-        Ok(ArchivedServer {
-            endpoint: Endpoint::Socket(self.config.socket()),
-            lister: self.secrets.root().map_err(|error| secret(&error))?,
-            reader: self.secrets.repl().map_err(|error| secret(&error))?,
-            flavor: self.flavor,
-            incarnation: identity.incarnation.clone(),
-            server_id: identity.server_id,
-            archiver_id: archiver_id(identity.server_id.0),
-        })
+        archived_server(&self.config, &self.secrets, self.flavor, identity)
+            .map_err(|error| Failure::Other(error.to_string()))
     }
+}
+
+fn archived_server(
+    config: &InstanceConfig,
+    secrets: &SecretFile,
+    flavor: Flavor,
+    identity: &Identity,
+) -> Result<ArchivedServer, SecretError> {
+    Ok(ArchivedServer {
+        endpoint: Endpoint::Socket(config.socket()),
+        lister: secrets.root()?,
+        reader: secrets.repl()?,
+        flavor,
+        incarnation: identity.incarnation.clone(),
+        server_id: identity.server_id,
+        archiver_id: archiver_id(identity.server_id.0),
+    })
+}
+
+/// This instance's server for a job that reads its binlog beside the archiver, which the server would leave for another
+/// reader of the same id. `None`: whose data it is is not known.
+///
+/// # Errors
+/// When a secret cannot be read.
+pub(crate) fn for_a_job(tools: &Tools) -> anyhow::Result<Option<ArchivedServer>> {
+    let Some(identity) = tools.reporter.snapshot.borrow().identity.clone() else {
+        return Ok(None);
+    };
+    let server = archived_server(&tools.config, &tools.secrets, tools.binaries.flavor, &identity)?;
+    Ok(Some(ArchivedServer {
+        archiver_id: server.archiver_id ^ 0x2000_0000,
+        ..server
+    }))
 }
 
 /// What the archiver calls itself towards its server: not the server's own id, nor likely another's, and always the same,

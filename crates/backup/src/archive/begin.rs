@@ -117,7 +117,8 @@ async fn go_on(
             _ => Ok(GoOn::Reset),
         };
     };
-    if head(server, name).await?.format != last.first().file_format {
+    // Files of one name that were begun within a second have the same format: what was logged before tells them apart.
+    if !is_file_of(server, last).await? {
         return Ok(GoOn::Reset);
     }
     let chain = last.chain(0);
@@ -164,6 +165,29 @@ async fn begin_line(
         }
     }
     Ok(Composer::new(line.clone(), server.flavor, begin))
+}
+
+/// The archive's last line of a server; `None`: nothing of it was archived.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn line_of<'index>(
+    server: &ArchivedServer,
+    index: &'index Index,
+) -> Result<Option<&'index Source>, ArchiveError> {
+    let mut session = Server::connect(&server.endpoint, &server.lister, DEADLINE).await?;
+    let first = first_line(server, &mut session).await?;
+    Ok(index.last_line(&first))
+}
+
+/// Whether the server's file is the one that was archived under its name, as its begin tells.
+///
+/// # Errors
+/// When the server does not give the file.
+pub async fn is_file_of(server: &ArchivedServer, archived: &ArchivedFile) -> Result<bool, ArchiveError> {
+    let head = head(server, archived.name()).await?;
+    let same_list = archived.first().first > 0 || head.previous.as_ref() == archived.previous();
+    Ok(head.format == archived.first().file_format && same_list)
 }
 
 /// What was logged before a file of the server.

@@ -92,6 +92,10 @@ impl Numbers {
             .any(|&(first, last)| (first..=last).contains(&number))
     }
 
+    fn contains_all(&self, first: u64, last: u64) -> bool {
+        self.0.iter().any(|&(start, end)| start <= first && last <= end)
+    }
+
     /// The highest number that is here and not above `number`.
     fn highest_up_to(&self, number: u64) -> Option<u64> {
         self.0
@@ -217,6 +221,32 @@ impl Coverage {
         }
     }
 
+    /// Whether everything between two lists of what was logged is here, whatever is missing before.
+    #[must_use]
+    pub fn has_between(&self, before: &PreviousGtids, after: &PreviousGtids) -> bool {
+        match (before, after) {
+            (PreviousGtids::Mysql(before), PreviousGtids::Mysql(after)) => {
+                self.mysql.contains(&after.subtract(before))
+            }
+            (PreviousGtids::Mariadb(before), PreviousGtids::Mariadb(after)) => {
+                let begun = |domain: u32| {
+                    let of = before.iter().filter(|gtid| gtid.domain == domain);
+                    of.map(|gtid| gtid.sequence).max().unwrap_or(0)
+                };
+                after
+                    .iter()
+                    .filter(|gtid| before.last(gtid.domain, gtid.server) != Some(gtid.sequence))
+                    .all(|gtid| {
+                        self.mariadb.has(gtid.domain, gtid.server, gtid.sequence)
+                            && self
+                                .mariadb
+                                .has_run(gtid.domain, begun(gtid.domain) + 1, gtid.sequence)
+                    })
+            }
+            _ => false,
+        }
+    }
+
     /// What of the archive's files themselves is nowhere, as their sequences tell: in a file that has a hole, or before
     /// the first transaction of a server that was restored.
     fn missing_within(&self, file: &ArchivedFile) -> Vec<String> {
@@ -336,6 +366,16 @@ impl MariadbCoverage {
                 .by_server
                 .get(&(domain, server))
                 .is_some_and(|numbers| numbers.contains(sequence))
+    }
+
+    /// Whether a domain has these numbers without a gap.
+    fn has_run(&self, domain: u32, first: u64, last: u64) -> bool {
+        let first = first.max(self.base.get(&domain).map_or(0, |base| base + 1));
+        first > last
+            || self
+                .by_domain
+                .get(&domain)
+                .is_some_and(|numbers| numbers.contains_all(first, last))
     }
 
     /// What is missing directly before `first` in a domain.

@@ -50,13 +50,29 @@ impl Index {
         Ok(index)
     }
 
+    /// Reads the index of one file only.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn load_file(store: &Store, source: &Source, file: &str) -> Result<Self, StoreError> {
+        let mut index = Self::default();
+        index
+            .refresh_folder(store, &format!("{INDEX_FOLDER}/{source}/{file}"))
+            .await?;
+        Ok(index)
+    }
+
     /// Reads what is new and forgets what is gone.
     ///
     /// # Errors
     /// When the store fails.
     pub async fn refresh(&mut self, store: &Store) -> Result<(), StoreError> {
+        self.refresh_folder(store, INDEX_FOLDER).await
+    }
+
+    async fn refresh_folder(&mut self, store: &Store, folder: &str) -> Result<(), StoreError> {
         let listed: BTreeSet<String> = store
-            .list(INDEX_FOLDER)
+            .list(folder)
             .await?
             .into_iter()
             .map(|object| object.name)

@@ -20,6 +20,7 @@
 //! | `index` | all segments of a store |
 //! | `deposit` | a segment into the store, once |
 //! | `read` | a file's bytes out of the store, each block checked before it is handed out |
+//! | `held` | whether everything of a server's file is there, judged by that file alone |
 //! | `history` | which transactions are there, which are missing, which points in time can be restored |
 //! | `compact` | many small segments into few large ones |
 //! | `retention` | what no recovery point needs any more |
@@ -28,6 +29,7 @@ mod begin;
 mod compact;
 mod compose;
 mod deposit;
+mod held;
 mod history;
 mod index;
 mod read;
@@ -37,10 +39,11 @@ mod segment;
 mod session;
 mod source;
 
-pub use begin::{ArchivedServer, previous_of};
+pub use begin::{ArchivedServer, is_file_of, line_of, previous_of};
 pub use compact::{CompactError, Compaction, compact, superseded, worth_compacting};
 pub use compose::{ComposeError, Composer, Cut, Resume, Uncompressed};
 pub use deposit::{DepositError, deposit};
+pub use held::{Held, held, may_be_held};
 pub use history::{Base, Coverage, Hole, Window, coverage, covered, holes, window};
 pub use index::{ArchivedFile, Index, file_number, lost_objects};
 pub use read::{FileReader, ReadError};

@@ -129,6 +129,22 @@ impl Seen {
         }
     }
 
+    /// Whether a transaction is in it.
+    #[must_use]
+    pub fn contains(&self, gtid: &Gtid) -> bool {
+        match (self, gtid) {
+            (Self::Mysql(set), Gtid::Mysql(gtid)) => {
+                let tag = (!gtid.tag.is_empty()).then_some(gtid.tag.as_str());
+                set.contains_transaction(&gtid.server_uuid(), tag, gtid.number)
+            }
+            (Self::Mariadb(runs), Gtid::Mariadb(gtid)) => runs
+                .0
+                .get(&(gtid.domain, gtid.server))
+                .is_some_and(|&(first, last)| (first..=last).contains(&gtid.sequence)),
+            _ => false,
+        }
+    }
+
     /// Of no bytes.
     #[must_use]
     pub fn nothing(flavor: Flavor) -> Self {

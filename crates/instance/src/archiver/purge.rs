@@ -1,15 +1,21 @@
 //! Removes old binlog files of this server: what is archived and read by everybody, after some time; nothing else does.
 //!
-//! When the files take more room than they may, those go too that a replica has not read, but never what is not archived.
+//! When the files take more room than they may, those go too that a replica has not read, but never what is not archived:
+//! each file is read out by its server and held against the archive before it goes, whatever is missing elsewhere.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use api::archive::ArchiveOrder;
-use backup::archive::{ArchivedServer, Base, Index, covered, holes, lost_objects, previous_of};
+use backup::archive::{
+    ArchivedFile, ArchivedServer, Base, Held, Index, Source, held, line_of, lost_objects, may_be_held,
+    previous_of,
+};
 use backup::full::claim_store;
 use backup::store::{Store, StoreError};
 use mysql_client::binlog::PreviousGtids;
 use mysql_client::{Endpoint, Server};
+use tokio::time::Instant;
 use topology::gtid::Transactions;
 use topology::observation::ServerState;
 
@@ -30,11 +36,25 @@ struct OnDisk {
     age: Duration,
 }
 
+/// Files that are proved and removed at one look: the next one is soon.
+const FILES_AT_ONCE: usize = 8;
+
+/// A file that is not in the archive, although its begin and the next one's let hope so, is read again after so long.
+const DOUBT: Duration = Duration::from_mins(10);
+
+/// What is remembered from look to look.
+#[derive(Debug, Default)]
+struct Memory {
+    index: Index,
+    /// Files that were read and are not in the archive, with what is missing and when that was found.
+    doubtful: BTreeMap<(String, u64), (String, Instant)>,
+}
+
 pub(super) async fn keep_purging(parts: Parts, store: Store) {
-    let mut index = Index::default();
+    let mut memory = Memory::default();
     loop {
         let running = parts.snapshot.borrow().state == ServerState::Running;
-        if running && let Err(error) = purge(&parts, &store, &mut index).await {
+        if running && let Err(error) = look(&parts, &store, &mut memory).await {
             tracing::warn!("old binlogs stay on the disk: {error:#}");
             parts.report.send_modify(|state| {
                 state.purge = vec![format!("old binlogs stay on the server's disk: {error:#}")];
@@ -44,7 +64,7 @@ pub(super) async fn keep_purging(parts: Parts, store: Store) {
     }
 }
 
-async fn purge(parts: &Parts, store: &Store, index: &mut Index) -> anyhow::Result<()> {
+async fn look(parts: &Parts, store: &Store, memory: &mut Memory) -> anyhow::Result<()> {
     let endpoint = Endpoint::Socket(parts.config.socket());
     let mut server = Server::connect(&endpoint, &parts.secrets.root()?, DEADLINE).await?;
     let files = on_disk(parts, server.binlog_files().await?);
@@ -53,57 +73,162 @@ async fn purge(parts: &Parts, store: &Store, index: &mut Index) -> anyhow::Resul
         .config
         .binlog_disk_limit_mebibytes
         .map(|mebibytes| mebibytes << 20);
-    let over = limit.is_some_and(|limit| total > limit);
     let mut problems = Vec::new();
     if let Some(limit) = limit.filter(|limit| total > limit / 100 * ALARM_PERCENT) {
         problems.push(format!(
             "the binlogs take {} MiB of the {} MiB that they may (binlog_disk_limit_mebibytes); beyond that the oldest \
-             go although a replica may need them",
+             that are archived go although a replica may need them",
             total >> 20,
             limit >> 20
         ));
     }
     let keep = Duration::from_hours(parts.config.binlog_keep_hours);
-    let order = parts.orders.borrow().clone();
-    let candidates = candidates(&files, keep, over.then_some(limit.unwrap_or(0)));
-    if !candidates.is_empty() {
-        index.refresh(store).await?;
-        let bases = bases(store).await?;
-        let identity = parts.snapshot.borrow().identity.clone();
-        let Some(cluster) = identity.as_ref().and_then(|identity| identity.cluster.clone()) else {
-            anyhow::bail!("no monitor was heard yet, so it is not known to which cluster the data belongs");
+    let wanted = wanted(&files, keep, limit);
+    if !wanted.is_empty() {
+        let provable = match provable(parts, store, memory, &files, &wanted).await {
+            Ok(provable) => provable,
+            Err(error) => Provable {
+                first_to_stay: None,
+                why_not: Some(format!("old binlogs stay on the server's disk: {error:#}")),
+            },
         };
-        // Another cluster's archive says nothing of this server's files.
-        claim_store(store, &cluster).await?;
-        let there = what_is_there(store, index).await?;
-        let why_not = not_to_be_trusted(&there, &bases);
-        problems.extend(why_not.clone());
-        let reader = identity.map(|identity| parts.server(&identity)).transpose()?;
-        // The server would end the archiver's connection for another one of the same id.
-        let reader = reader.map(|reader| ArchivedServer {
-            archiver_id: reader.archiver_id ^ 0x4000_0000,
-            ..reader
-        });
-        for file in candidates {
-            let Some(reader) = reader.as_ref().filter(|_| why_not.is_none()) else {
-                break;
-            };
-            let Some(previous) = previous_of(reader, file).await? else {
-                continue;
-            };
-            let archived = covered(&there, &bases, &previous);
-            if archived && (over || read_by_all(order.as_ref(), &previous)) {
-                tracing::info!(before = file, "removing binlogs that are archived");
-                server.purge_binlogs_before(file).await?;
-                break;
-            }
+        if let Some(file) = provable.first_to_stay {
+            tracing::info!(before = file, "removing binlogs that are archived");
+            server.purge_binlogs_before(&file).await?;
         }
+        problems.extend(provable.why_not);
     }
     parts.report.send_modify(|state| {
         state.purge = problems;
         state.binlog_disk_bytes = Some(total);
     });
     Ok(())
+}
+
+/// What may be removed of what should be.
+#[derive(Debug, Default)]
+struct Provable {
+    /// Everything before this file.
+    first_to_stay: Option<String>,
+    /// Why not more of it.
+    why_not: Option<String>,
+}
+
+/// Looks at one file after the other, the oldest first, until one must stay: only what is before all others can go.
+async fn provable(
+    parts: &Parts,
+    store: &Store,
+    memory: &mut Memory,
+    files: &[OnDisk],
+    wanted: &[Wanted],
+) -> anyhow::Result<Provable> {
+    let order = parts.orders.borrow().clone();
+    let Some(identity) = parts.snapshot.borrow().identity.clone() else {
+        return Ok(Provable::default());
+    };
+    let Some(cluster) = &identity.cluster else {
+        anyhow::bail!("no monitor was heard yet, so it is not known to which cluster the data belongs");
+    };
+    // Another cluster's archive says nothing of this server's files.
+    claim_store(store, cluster).await?;
+    memory.index.refresh(store).await?;
+    let bases = bases(store).await?;
+    let oldest = bases.iter().min_by_key(|base| base.ended_microseconds);
+    let there = what_is_there(store, &memory.index).await?;
+    let reader = parts.server(&identity)?;
+    // The server would end the archiver's connection for another one of the same id.
+    let reader = ArchivedServer {
+        archiver_id: reader.archiver_id ^ 0x4000_0000,
+        ..reader
+    };
+    let line = line_of(&reader, &there).await?;
+    let lineage = line.map_or("", Source::lineage);
+    let reset = there.reset_lineages().contains(lineage);
+    let mut found = Provable::default();
+    let mut before = previous_of(&reader, &files[0].name).await?;
+    for (wanted, pair) in wanted.iter().zip(files.windows(2)).take(FILES_AT_ONCE) {
+        let (file, next) = (&pair[0], &pair[1]);
+        let (Some(begin), Some(end)) = (before, previous_of(&reader, &next.name).await?) else {
+            found.why_not = Some(format!("{} does not say what was logged before it", file.name));
+            break;
+        };
+        if *wanted == Wanted::ForAge && !read_by_all(order.as_ref().filter(|_| !reset), &end) {
+            if reset {
+                found.why_not = Some(format!(
+                    "old binlogs stay on the server's disk: {}",
+                    several_lines(lineage)
+                ));
+            }
+            break;
+        }
+        let own = line.and_then(|line| there.file(line, &file.name));
+        let archive = Archive {
+            own,
+            there: &there,
+            oldest,
+        };
+        if let Some(missing) = missing(&reader, file, &archive, (&begin, &end), memory).await? {
+            found.why_not = Some(format!(
+                "old binlogs stay on the server's disk, from {} on, which may be the only place that has {missing}; make \
+                 a full backup: once the older ones are removed, it is not needed any more",
+                file.name
+            ));
+            break;
+        }
+        found.first_to_stay = Some(next.name.clone());
+        before = Some(end);
+    }
+    Ok(found)
+}
+
+/// What is in the store, for one file.
+struct Archive<'a> {
+    /// The file of that name in the server's last line.
+    own: Option<&'a ArchivedFile>,
+    there: &'a Index,
+    oldest: Option<&'a Base>,
+}
+
+/// What of a file is not in the archive; `None`: everything is.
+async fn missing(
+    reader: &ArchivedServer,
+    file: &OnDisk,
+    archive: &Archive<'_>,
+    (begin, end): (&PreviousGtids, &PreviousGtids),
+    memory: &mut Memory,
+) -> anyhow::Result<Option<String>> {
+    let Archive { own, there, oldest } = *archive;
+    if !may_be_held(own, file.length, there, oldest, begin, end) {
+        return Ok(Some(format!("what was logged after {}", shown(begin))));
+    }
+    let key = (file.name.clone(), file.length);
+    if let Some((missing, since)) = memory.doubtful.get(&key)
+        && since.elapsed() < DOUBT
+    {
+        return Ok(Some(missing.clone()));
+    }
+    match held(reader, &file.name, own, there, oldest).await? {
+        Held::Bytes | Held::Transactions => {
+            memory.doubtful.remove(&key);
+            Ok(None)
+        }
+        Held::No(missing) => {
+            memory.doubtful.insert(key, (missing.clone(), Instant::now()));
+            Ok(Some(missing))
+        }
+    }
+}
+
+fn shown(list: &PreviousGtids) -> String {
+    let text = match list {
+        PreviousGtids::Mysql(set) => set.to_string(),
+        PreviousGtids::Mariadb(state) => state.to_string(),
+    };
+    if text.is_empty() {
+        "nothing".to_owned()
+    } else {
+        text
+    }
 }
 
 /// The index without the segments whose bytes are gone from the store.
@@ -115,38 +240,29 @@ async fn what_is_there(store: &Store, index: &Index) -> Result<Index, StoreError
     Ok(there)
 }
 
-/// Why the archive is no reason to remove anything. What comes last is in it, but not what is missing before: the server's
-/// files may be the only ones that have that.
-fn not_to_be_trusted(there: &Index, bases: &[Base]) -> Option<String> {
-    if let Some(lineage) = there.reset_lineages().first() {
-        return Some(format!(
-            "old binlogs stay on the server's disk: {}",
-            several_lines(lineage)
-        ));
-    }
-    holes(there, bases).first().map(|hole| {
-        format!(
-            "old binlogs stay on the server's disk, which may be the only place that has what is missing in the archive: \
-             {} (before {}); make a full backup, then remove the full backups before it",
-            hole.missing, hole.shown_by
-        )
-    })
+/// Why a file should go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// It is old enough; a replica may still need it.
+    ForAge,
+    /// All of them take more room than they may.
+    ForRoom,
 }
 
-/// Names of files before which everything is old enough, or must go for the limit; the newest first.
-fn candidates(files: &[OnDisk], keep: Duration, limit: Option<u64>) -> Vec<&str> {
-    let total: u64 = files.iter().map(|file| file.length).sum();
-    let mut before = 0;
+/// The files that should go, which are the oldest ones; never the last, which is being written.
+fn wanted(files: &[OnDisk], keep: Duration, limit: Option<u64>) -> Vec<Wanted> {
+    let mut left: u64 = files.iter().map(|file| file.length).sum();
     let mut found = Vec::new();
-    for pair in files.windows(2) {
-        let must_go = limit.is_some_and(|limit| total - before > limit);
-        before += pair[0].length;
-        if pair[0].age <= keep && !must_go {
+    for file in files.iter().take(files.len().saturating_sub(1)) {
+        if limit.is_some_and(|limit| left > limit) {
+            found.push(Wanted::ForRoom);
+        } else if file.age > keep {
+            found.push(Wanted::ForAge);
+        } else {
             break;
         }
-        found.push(pair[1].name.as_str());
+        left -= file.length;
     }
-    found.reverse();
     found
 }
 
@@ -204,22 +320,18 @@ mod tests {
 
     #[test]
     fn what_is_old_may_go_and_what_is_too_much_must() {
+        use Wanted::{ForAge, ForRoom};
         let keep = Duration::from_hours(72);
         let files = files(&[200, 100, 80, 5, 0]);
-        assert_eq!(
-            candidates(&files, keep, None),
-            ["binlog.000003", "binlog.000002", "binlog.000001"]
-        );
-        assert_eq!(candidates(&files[3..], keep, None), [""; 0]);
+        assert_eq!(wanted(&files, keep, None), [ForAge, ForAge, ForAge]);
+        assert_eq!(wanted(&files[3..], keep, None), []);
         // Of 500 bytes 150 may stay: only the newest file does.
         assert_eq!(
-            candidates(&files, keep, Some(150)).first(),
-            Some(&"binlog.000004")
+            wanted(&files, keep, Some(150)),
+            [ForRoom, ForRoom, ForRoom, ForRoom]
         );
-        assert_eq!(
-            candidates(&files, keep, Some(250)).first(),
-            Some(&"binlog.000003")
-        );
+        assert_eq!(wanted(&files, keep, Some(350)), [ForRoom, ForRoom, ForAge]);
+        assert_eq!(wanted(&[], keep, Some(0)), []);
     }
 
     #[test]

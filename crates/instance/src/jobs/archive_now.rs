@@ -5,7 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use backup::archive::{Index, covered, file_number};
+use anyhow::bail;
+use backup::archive::{Index, covered, file_number, is_file_of};
 use backup::store::Store;
 use mysql_client::binlog::PreviousGtids;
 use mysql_client::{Endpoint, Server};
@@ -80,22 +81,54 @@ async fn until_archived(
     let mut index = Index::default();
     let mut looked: Option<Instant> = None;
     loop {
-        let archives_itself = archiver::archives(&tools.reporter.archive);
-        if archives_itself {
+        if archiver::is_ordered(&tools.reporter.archive) {
+            // Interrupted or not: what this instance is to archive is not told by the numbers of transactions, which a reset
+            // may have brought up again.
             let durable = tools.reporter.archive.progress.borrow().durable.clone();
             let place = |(file, offset): &(String, u64)| (file_number(file), *offset);
-            if durable.as_ref().map(place) >= position.as_ref().map(place) {
+            if archiver::archives(&tools.reporter.archive)
+                && durable.as_ref().map(place) >= position.as_ref().map(place)
+                && is_this_line(tools, store, position.as_ref()).await?
+            {
                 return Ok(());
             }
         } else if looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
             looked = Some(Instant::now());
             index.refresh(store).await?;
+            if let Some((line, _)) = index.reused() {
+                bail!(
+                    "the binlogs of {} were reset, so that transactions before and after that have the same numbers and \
+                     it cannot be told from here which of them are archived: ask at the instance that archives",
+                    line.lineage()
+                );
+            }
             if covered(&index, &archiver::bases(store).await?, &goal) {
                 return Ok(());
             }
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Whether the archive has the file up to this place in the line that the server writes now: after a reset of its
+/// binlogs the archiver may still speak of those before.
+async fn is_this_line(
+    tools: &Tools,
+    store: &Store,
+    position: Option<&(String, u64)>,
+) -> anyhow::Result<bool> {
+    let source = tools.reporter.archive.progress.borrow().source.clone();
+    let (Some(source), Some((file, offset))) = (source, position) else {
+        return Ok(false);
+    };
+    let index = Index::load_file(store, &source, file).await?;
+    let Some(archived) = index.file(&source, file).filter(|found| found.end() >= *offset) else {
+        return Ok(false);
+    };
+    let Some(server) = archiver::for_a_job(tools)? else {
+        return Ok(false);
+    };
+    Ok(is_file_of(&server, archived).await?)
 }
 
 fn why(tools: &Tools) -> String {

@@ -26,6 +26,14 @@ pub(super) async fn fetch_increment(tools: &Arc<Tools>, job: &Arc<Job>) -> Resul
     let newest = catalogue::newest(&store).await;
     let manifest = newest.map_err(|error| JobError::Refused(format!("{:#}", anyhow::Error::from(error))))?;
     let index = Index::load(&store).await?;
+    if let Some((one, other)) = index.reused() {
+        return Err(JobError::Refused(format!(
+            "the binlogs of {} were reset, and {other} uses numbers of {one} again: the archive cannot tell which line \
+             comes after the backup {}; move the folders of the other one out of the store",
+            one.lineage(),
+            manifest.id
+        )));
+    }
     let base = Base {
         name: manifest.id.to_string(),
         transactions: manifest.position.transactions.clone(),

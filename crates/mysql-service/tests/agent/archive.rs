@@ -72,7 +72,7 @@ async fn binlogs_are_archived_brought_back_and_removed(flavor: Flavor) {
     assert_eq!(agent.terminate().await, Some(0));
 }
 
-fn order(monitor: &FakeMonitor, others_have: Option<Vec<Transactions>>) {
+pub(crate) fn order(monitor: &FakeMonitor, others_have: Option<Vec<Transactions>>) {
     monitor.answer(|reply| {
         reply.archive = Some(ArchiveOrder {
             archive: true,
@@ -81,7 +81,7 @@ fn order(monitor: &FakeMonitor, others_have: Option<Vec<Transactions>>) {
     });
 }
 
-async fn write(agent: &TestAgent, ids: std::ops::Range<u32>) {
+pub(crate) async fn write(agent: &TestAgent, ids: std::ops::Range<u32>) {
     let mut root = agent.root().await;
     for id in ids {
         root.execute(&format!("INSERT INTO app.t VALUES ({id})"))
@@ -112,7 +112,7 @@ async fn rows(agent: &TestAgent) -> u32 {
     count.unwrap().parse().unwrap()
 }
 
-async fn assert_archived(agent: &TestAgent) {
+pub(crate) async fn assert_archived(agent: &TestAgent) {
     let has = match agent.root().await.transactions().await.unwrap() {
         Transactions::Mysql(set) => PreviousGtids::Mysql(set),
         Transactions::Mariadb(history) => PreviousGtids::Mariadb(history.state),

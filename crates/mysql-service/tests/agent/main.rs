@@ -11,6 +11,7 @@
 
 mod accounts;
 mod archive;
+mod archive_faults;
 mod backups;
 mod donors;
 mod fences;

@@ -1,6 +1,5 @@
-//! The archiver at real servers of both families, from one body: what the server wrote is what the archive has.
-
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
+//! A server, a store that can fail, an archiver that begins again, a writer; and the comparison of what the server wrote
+//! with what the archive has.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,10 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use backup::archive::{
-    ArchivedFile, ArchivedServer, FileReader, Index, Progress, Source, archive, compact, file_number, holes,
-    remove, superseded, worth_compacting,
-};
+use backup::archive::{ArchivedServer, FileReader, Index, Progress, Source, archive, file_number, holes};
 use backup::store::Store;
 use mysql_client::{Endpoint, ReadOnly, Server};
 use sandbox::server::BareServer;
@@ -19,105 +15,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use topology::Flavor;
 
-const LIMIT: Duration = Duration::from_mins(1);
+pub(crate) const LIMIT: Duration = Duration::from_mins(1);
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mariadb() {
-    the_archive_is_what_the_server_wrote(Flavor::Mariadb).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mysql() {
-    the_archive_is_what_the_server_wrote(Flavor::Mysql).await;
-}
-
-async fn the_archive_is_what_the_server_wrote(flavor: Flavor) {
-    let mut server = start(flavor).await;
-    let place = Place::new();
-    let mut archiver = Archiver::start(&server, &place.store);
-    let writer = Writer::start(&server);
-
-    // Killed between any two steps, again and again; two at once.
-    for pause in [50, 400, 130, 700] {
-        tokio::time::sleep(Duration::from_millis(pause)).await;
-        archiver.kill();
-        archiver = Archiver::start(&server, &place.store);
-        flush(&server).await;
-    }
-    let second = Archiver::start(&server, &place.store);
-    writer.goes_on(300).await;
-    flush(&server).await;
-    archiver.has_everything(&server).await;
-    second.kill();
-
-    // The store fails: nothing is dropped, and it goes on by itself.
-    place.fail();
-    writer.goes_on(200).await;
-    flush(&server).await;
-    archiver.until(|progress| progress.store_failure.is_some()).await;
-    writer.goes_on(200).await;
-    place.mend();
-    archiver.has_everything(&server).await;
-    archiver.until(|progress| progress.store_failure.is_none()).await;
-
-    // The server crashes and comes back.
-    let stopped = writer.stop().await;
-    server.kill();
-    server.run().await.unwrap();
-    writable(&server).await;
-    let writer = stopped.again(&server);
-    writer.goes_on(100).await;
-    archiver.has_everything(&server).await;
-    let writer = writer.stop().await;
-    every_kind(&server).await;
-    flush(&server).await;
-    archiver.has_everything(&server).await;
-    is_identical(&server, &place).await;
-    assert!(writer.written > 500);
-
-    // Compacted it is the same.
-    let mut index = Index::load(&place.store).await.unwrap();
-    for work in worth_compacting(&index) {
-        index.insert(compact(&place.store, &work).await.unwrap());
-    }
-    for segment in superseded(&index) {
-        remove(&place.store, &segment).await.unwrap();
-    }
-    is_identical(&server, &place).await;
-
-    // File names begin anew: another line.
-    archiver.kill();
-    reset(&server, "").await;
-    let mut archiver = Archiver::start(&server, &place.store);
-    writer.again(&server).stop_after(20).await;
-    archiver.has_everything(&server).await;
-    let index = Index::load(&place.store).await.unwrap();
-    let lines: Vec<u32> = index.sources().map(Source::resets).collect();
-    assert_eq!(lines, [0, 1]);
-    is_identical(&server, &place).await;
-
-    // Once more, to where the numbers get a digit.
-    archiver.kill();
-    reset(&server, " TO 999998").await;
-    let mut archiver = Archiver::start(&server, &place.store);
-    let mut writer = Stopped { written: 0 };
-    for _ in 0..4 {
-        let writing = writer.again(&server);
-        writing.goes_on(20).await;
-        writer = writing.stop().await;
-        flush(&server).await;
-    }
-    archiver.has_everything(&server).await;
-    let index = Index::load(&place.store).await.unwrap();
-    let line = index.sources().max_by_key(|source| source.resets()).unwrap();
-    assert_eq!(line.resets(), 2);
-    let names: Vec<&str> = index.files(line).map(ArchivedFile::name).collect();
-    let expected = ["binlog.999998", "binlog.999999", "binlog.1000000"];
-    assert_eq!(names[..3], expected);
-    is_identical(&server, &place).await;
-}
-
-async fn start(flavor: Flavor) -> BareServer {
+pub(crate) async fn start(flavor: Flavor) -> BareServer {
     let server = BareServer::start_with(flavor, "max-binlog-size=1M\nsecure-file-priv=\n")
         .await
         .unwrap();
@@ -130,20 +30,20 @@ async fn start(flavor: Flavor) -> BareServer {
     server
 }
 
-async fn root(server: &BareServer) -> Server {
+pub(crate) async fn root(server: &BareServer) -> Server {
     let mut root = server.connect_as_root().await.unwrap();
     root.set_deadline(LIMIT);
     root
 }
 
-async fn writable(server: &BareServer) {
+pub(crate) async fn writable(server: &BareServer) {
     assert_eq!(
         root(server).await.set_read_only(false).await.unwrap(),
         ReadOnly::Done
     );
 }
 
-async fn flush(server: &BareServer) {
+pub(crate) async fn flush(server: &BareServer) {
     root(server)
         .await
         .execute("FLUSH LOCAL BINARY LOGS")
@@ -151,7 +51,7 @@ async fn flush(server: &BareServer) {
         .unwrap();
 }
 
-async fn reset(server: &BareServer, to: &str) {
+pub(crate) async fn reset(server: &BareServer, to: &str) {
     let statement = match server.flavor() {
         Flavor::Mariadb => "RESET MASTER",
         Flavor::Mysql => "RESET BINARY LOGS AND GTIDS",
@@ -163,63 +63,20 @@ async fn reset(server: &BareServer, to: &str) {
         .unwrap();
 }
 
-/// DDL, long rows, XA, compression, tags, loaded files.
-async fn every_kind(server: &BareServer) {
-    let mut root = root(server).await;
-    let loaded = server.config().run_directory.join("rows.txt");
-    std::fs::write(&loaded, "1000000\tone\n1000001\ttwo\n").unwrap();
-    let load = format!(
-        "LOAD DATA INFILE '{}' INTO TABLE app.rows_written",
-        loaded.display()
-    );
-    let own: &[&str] = match server.flavor() {
-        Flavor::Mysql => &[
-            "SET SESSION binlog_transaction_compression = ON",
-            "INSERT INTO app.rows_written (text) VALUES (REPEAT('compressed', 5000))",
-            "SET gtid_next = 'AUTOMATIC:nightly'",
-            "INSERT INTO app.rows_written (text) VALUES ('tagged')",
-            "SET gtid_next = 'AUTOMATIC'",
-        ],
-        Flavor::Mariadb => &[
-            "SET GLOBAL log_bin_compress = ON",
-            "INSERT INTO app.rows_written (text) VALUES (REPEAT('compressed', 5000))",
-            "SET GLOBAL log_bin_compress = OFF",
-            "SET gtid_domain_id = 7",
-            "INSERT INTO app.rows_written (text) VALUES ('another domain')",
-        ],
-    };
-    let common = [
-        "SET SESSION max_statement_time = 0",
-        "CREATE TABLE app.long_rows (id INT, text LONGTEXT)",
-        "INSERT INTO app.long_rows VALUES (1, REPEAT('long', 6000000))",
-        load.as_str(),
-        "XA START 'x'",
-        "INSERT INTO app.rows_written (text) VALUES ('xa')",
-        "XA END 'x'",
-        "XA PREPARE 'x'",
-        "XA COMMIT 'x'",
-        "DROP TABLE app.long_rows",
-    ];
-    let skip = usize::from(server.flavor() == Flavor::Mysql);
-    for statement in common.iter().skip(skip).chain(own) {
-        root.execute(statement).await.unwrap();
-    }
-}
-
 /// A store in a directory, which can be taken away.
-struct Place {
+pub(crate) struct Place {
     directory: tempfile::TempDir,
-    store: Store,
+    pub(crate) store: Store,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&format!("file://{}/store", directory.path().display()), &[]).unwrap();
         Self { directory, store }
     }
 
-    fn fail(&self) {
+    pub(crate) fn fail(&self) {
         std::fs::rename(
             self.directory.path().join("store"),
             self.directory.path().join("away"),
@@ -228,7 +85,7 @@ impl Place {
         std::fs::write(self.directory.path().join("store"), "no directory").unwrap();
     }
 
-    fn mend(&self) {
+    pub(crate) fn mend(&self) {
         std::fs::remove_file(self.directory.path().join("store")).unwrap();
         std::fs::rename(
             self.directory.path().join("away"),
@@ -239,23 +96,14 @@ impl Place {
 }
 
 /// An archiver that begins again whenever it ends, as an agent's does.
-struct Archiver {
+pub(crate) struct Archiver {
     task: JoinHandle<()>,
     progress: watch::Receiver<Progress>,
 }
 
 impl Archiver {
-    fn start(server: &BareServer, store: &Store) -> Self {
-        let of = ArchivedServer {
-            endpoint: Endpoint::Socket(server.socket()),
-            lister: server.secrets().root().unwrap(),
-            reader: server.secrets().repl().unwrap(),
-            flavor: server.flavor(),
-            incarnation: "3e11fa47-71ca-11e1-9e33-c80aa9429562".parse().unwrap(),
-            server_id: server.server_id(),
-            // Several at once, and the one that was killed may still be known to the server.
-            archiver_id: rand_id(),
-        };
+    pub(crate) fn start(server: &BareServer, store: &Store) -> Self {
+        let of = archived(server);
         let (publish, progress) = watch::channel(Progress::default());
         let own_store = store.clone();
         let task = tokio::spawn(async move {
@@ -272,11 +120,11 @@ impl Archiver {
         Self { task, progress }
     }
 
-    fn kill(self) {
+    pub(crate) fn kill(self) {
         self.task.abort();
     }
 
-    async fn until(&mut self, condition: impl Fn(&Progress) -> bool) {
+    pub(crate) async fn until(&mut self, condition: impl Fn(&Progress) -> bool) {
         let seen = tokio::time::timeout(LIMIT, self.progress.wait_for(|progress| condition(progress))).await;
         let reached = seen.is_ok();
         drop(seen);
@@ -284,7 +132,7 @@ impl Archiver {
     }
 
     /// Waits until everything that the server has written up to now is in the archive.
-    async fn has_everything(&mut self, server: &BareServer) {
+    pub(crate) async fn has_everything(&mut self, server: &BareServer) {
         let (file, length) = root(server).await.binlog_files().await.unwrap().pop().unwrap();
         let goal = (file_number(&file), length);
         self.until(|progress| {
@@ -296,29 +144,29 @@ impl Archiver {
     }
 }
 
-fn rand_id() -> u32 {
+pub(crate) fn rand_id() -> u32 {
     static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(4_000_000_000);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Writes rows until it is told to stop.
-struct Writer {
+pub(crate) struct Writer {
     stop: Arc<AtomicBool>,
     count: watch::Receiver<u64>,
     task: JoinHandle<u64>,
 }
 
-struct Stopped {
-    written: u64,
+pub(crate) struct Stopped {
+    pub(crate) written: u64,
 }
 
 impl Writer {
-    fn start(server: &BareServer) -> Self {
+    pub(crate) fn start(server: &BareServer) -> Self {
         Stopped { written: 0 }.again(server)
     }
 
     /// Waits until so many more rows are written.
-    async fn goes_on(&self, rows: u64) {
+    pub(crate) async fn goes_on(&self, rows: u64) {
         let mut count = self.count.clone();
         let goal = *count.borrow() + rows;
         tokio::time::timeout(LIMIT, count.wait_for(|count| *count >= goal))
@@ -327,21 +175,21 @@ impl Writer {
             .unwrap();
     }
 
-    async fn stop(self) -> Stopped {
+    pub(crate) async fn stop(self) -> Stopped {
         self.stop.store(true, Ordering::Relaxed);
         Stopped {
             written: self.task.await.unwrap(),
         }
     }
 
-    async fn stop_after(self, rows: u64) {
+    pub(crate) async fn stop_after(self, rows: u64) {
         self.goes_on(rows).await;
         self.stop().await;
     }
 }
 
 impl Stopped {
-    fn again(self, server: &BareServer) -> Writer {
+    pub(crate) fn again(self, server: &BareServer) -> Writer {
         let stop = Arc::new(AtomicBool::new(false));
         let (publish, count) = watch::channel(self.written);
         let (socket, login) = (server.socket(), server.secrets().root().unwrap());
@@ -365,7 +213,7 @@ impl Stopped {
 }
 
 /// Every file of the server is in the archive, byte for byte; the closed ones whole; nothing is missing.
-async fn is_identical(server: &BareServer, place: &Place) {
+pub(crate) async fn is_identical(server: &BareServer, place: &Place) {
     let index = Index::load(&place.store).await.unwrap();
     assert_eq!(holes(&index, &[]), []);
     assert!(index.damaged().is_empty());
@@ -395,7 +243,7 @@ async fn is_identical(server: &BareServer, place: &Place) {
     }
 }
 
-async fn concatenated(index: &Index, place: &Place, line: &Source, name: &str) -> Vec<u8> {
+pub(crate) async fn concatenated(index: &Index, place: &Place, line: &Source, name: &str) -> Vec<u8> {
     let file = index
         .file(line, name)
         .unwrap_or_else(|| panic!("{name} is not in the archive"));
@@ -408,12 +256,12 @@ async fn concatenated(index: &Index, place: &Place, line: &Source, name: &str) -
 }
 
 /// A server that crashed leaves the flag set in its last file.
-fn without_in_use(mut file: Vec<u8>) -> Vec<u8> {
+pub(crate) fn without_in_use(mut file: Vec<u8>) -> Vec<u8> {
     file[4 + 17] &= !1;
     file
 }
 
-fn the_real_tool_reads(flavor: Flavor, file: &Path) {
+pub(crate) fn the_real_tool_reads(flavor: Flavor, file: &Path) {
     let tool = match flavor {
         Flavor::Mariadb => PathBuf::from("/usr/bin/mariadb-binlog"),
         Flavor::Mysql => {
@@ -431,4 +279,25 @@ fn the_real_tool_reads(flavor: Flavor, file: &Path) {
         "{}: {said}",
         file.display()
     );
+}
+
+/// As somebody does who does not know of the archive.
+pub(crate) async fn purge_all_but_the_last(server: &BareServer) {
+    let mut root = root(server).await;
+    let (last, _) = root.binlog_files().await.unwrap().pop().unwrap();
+    root.purge_binlogs_before(&last).await.unwrap();
+}
+
+/// What the archive's functions ask of a server, under an id that nobody else has.
+pub(crate) fn archived(server: &BareServer) -> ArchivedServer {
+    ArchivedServer {
+        endpoint: Endpoint::Socket(server.socket()),
+        lister: server.secrets().root().unwrap(),
+        reader: server.secrets().repl().unwrap(),
+        flavor: server.flavor(),
+        incarnation: "3e11fa47-71ca-11e1-9e33-c80aa9429562".parse().unwrap(),
+        server_id: server.server_id(),
+        // Several at once, and the one that was killed may still be known to the server.
+        archiver_id: rand_id(),
+    }
 }

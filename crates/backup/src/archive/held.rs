@@ -1,0 +1,257 @@
+//! Whether the archive has what is in a closed file of a server, judged by that file alone: its server reads it out, and
+//! either every byte of it is in the archive's file of that name, or every transaction of it is in some file, or in the
+//! oldest full backup, at its time.
+//!
+//! What is missing elsewhere in the archive does not matter, nor do names and numbers that came to be used again.
+
+use mysql_client::binlog::{BinlogScanner, Gtid, MAGIC, Part, PreviousGtids};
+use mysql_client::replication_client::{BinlogDump, DumpRequest, Sent};
+use sha2::{Digest as _, Sha256};
+use topology::gtid::Transactions;
+
+use super::begin::{ArchivedServer, DEADLINE};
+use super::session::ArchiveError;
+use super::{ArchivedFile, Base, Index, Segment, coverage};
+
+/// What of a file the archive has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Held {
+    /// Every byte, in the file of that name.
+    Bytes,
+    /// Every transaction, in any file or in the oldest full backup.
+    Transactions,
+    /// Not all of it: what is the first that is missing.
+    No(String),
+}
+
+/// Whether the archive has all of `file`, a closed file of the server. `own` is the archive's file of that name in the
+/// server's last line, if it has one; `there` the archive without what is lost.
+///
+/// # Errors
+/// When the server does not give the file.
+pub async fn held(
+    server: &ArchivedServer,
+    file: &str,
+    own: Option<&ArchivedFile>,
+    there: &Index,
+    oldest: Option<&Base>,
+) -> Result<Held, ArchiveError> {
+    let request = DumpRequest {
+        file,
+        position: MAGIC.len() as u64,
+        server_id: server.archiver_id,
+        wait: None,
+    };
+    let mut dump = BinlogDump::start(
+        &server.endpoint,
+        &server.reader,
+        server.flavor,
+        &request,
+        DEADLINE,
+    )
+    .await?;
+    let mut reading = Reading {
+        scanner: BinlogScanner::new(),
+        bytes: own.map(Bytes::of),
+        lookup: Lookup::of(there, oldest),
+        missing: None,
+    };
+    reading.take(&MAGIC)?;
+    loop {
+        match dump.next(DEADLINE).await? {
+            Sent::Bytes(bytes) => reading.take(&bytes)?,
+            Sent::File { name, .. } if name == file => {}
+            Sent::Heartbeat => {}
+            Sent::File { .. } | Sent::End => break,
+        }
+        if reading.is_over() {
+            break;
+        }
+    }
+    Ok(reading.outcome())
+}
+
+struct Reading<'a> {
+    scanner: BinlogScanner,
+    /// While every byte so far is the archive's.
+    bytes: Option<Bytes>,
+    lookup: Lookup<'a>,
+    /// The first transaction that is nowhere.
+    missing: Option<Gtid>,
+}
+
+impl Reading<'_> {
+    fn take(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
+        self.bytes = self.bytes.take().and_then(|compared| compared.take(bytes));
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let step = self.scanner.push(rest)?;
+            rest = &rest[step.consumed..];
+            if let Some(Part::Ends(transaction)) = step.event.map(|event| event.part)
+                && self.missing.is_none()
+                && !self
+                    .lookup
+                    .has(&transaction.gtid, transaction.commit_time_microseconds)
+            {
+                self.missing = Some(transaction.gtid);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nothing can make it held any more.
+    fn is_over(&self) -> bool {
+        self.bytes.is_none() && self.missing.is_some()
+    }
+
+    fn outcome(self) -> Held {
+        if self.bytes.is_some_and(|bytes| bytes.are_all()) {
+            return Held::Bytes;
+        }
+        match self.missing {
+            None => Held::Transactions,
+            Some(gtid) => Held::No(gtid.to_string()),
+        }
+    }
+}
+
+/// Compares what the server sends with what the index says of the archive's blocks.
+struct Bytes {
+    /// Blocks that were not reached, the next one last.
+    left: Vec<Expected>,
+    /// Blocks that the bytes are in; several where segments overlap.
+    open: Vec<(Expected, Sha256)>,
+    at: u64,
+    end: u64,
+}
+
+struct Expected {
+    first: u64,
+    end: u64,
+    sha256: String,
+}
+
+impl Bytes {
+    fn of(file: &ArchivedFile) -> Self {
+        let mut left: Vec<Expected> = file.chain(0).into_iter().flat_map(expected).collect();
+        left.sort_by_key(|block| std::cmp::Reverse(block.first));
+        Self {
+            left,
+            open: Vec::new(),
+            at: 0,
+            end: file.whole_up_to(),
+        }
+    }
+
+    /// `None` once something differs.
+    fn take(mut self, bytes: &[u8]) -> Option<Self> {
+        let (from, to) = (self.at, self.at + bytes.len() as u64);
+        while self.left.last().is_some_and(|block| block.first < to) {
+            self.open
+                .extend(self.left.pop().map(|block| (block, Sha256::new())));
+        }
+        for (block, hash) in &mut self.open {
+            let place = |at: u64| usize::try_from(at.clamp(from, to) - from).unwrap_or(bytes.len());
+            hash.update(&bytes[place(block.first)..place(block.end)]);
+        }
+        let (done, open): (Vec<_>, Vec<_>) = self.open.into_iter().partition(|(block, _)| block.end <= to);
+        self.open = open;
+        self.at = to;
+        let right = done
+            .into_iter()
+            .all(|(block, hash)| super::compose::hexadecimal(&hash.finalize()) == block.sha256);
+        (right && to <= self.end).then_some(self)
+    }
+
+    fn are_all(&self) -> bool {
+        self.at == self.end && self.left.is_empty() && self.open.is_empty()
+    }
+}
+
+fn expected(segment: &Segment) -> Vec<Expected> {
+    let mut first = segment.first;
+    let blocks = segment.blocks.iter().map(|block| {
+        let begin = first;
+        first += block.length;
+        Expected {
+            first: begin,
+            end: first,
+            sha256: block.sha256.clone(),
+        }
+    });
+    blocks.collect()
+}
+
+/// Finds transactions in the archive, one after the other: nearly every one is where the one before was.
+struct Lookup<'a> {
+    segments: Vec<&'a Segment>,
+    last: usize,
+    oldest: Option<&'a Base>,
+}
+
+impl<'a> Lookup<'a> {
+    fn of(there: &'a Index, oldest: Option<&'a Base>) -> Self {
+        Self {
+            segments: there.all_files().flat_map(ArchivedFile::segments).collect(),
+            last: 0,
+            oldest,
+        }
+    }
+
+    /// Whether it is there and may be the same: numbers are used again after a reset, for transactions of another time.
+    fn has(&mut self, gtid: &Gtid, commit_time: u64) -> bool {
+        let is_in = |segment: &Segment| {
+            segment.transactions.contains(gtid)
+                && segment
+                    .commit_times
+                    .is_some_and(|(first, last)| (first..=last).contains(&commit_time))
+        };
+        if self.segments.get(self.last).is_some_and(|segment| is_in(segment)) {
+            return true;
+        }
+        if let Some(place) = self.segments.iter().position(|segment| is_in(segment)) {
+            self.last = place;
+            return true;
+        }
+        self.oldest
+            .is_some_and(|base| commit_time <= base.ended_microseconds && base_has(&base.transactions, gtid))
+    }
+}
+
+fn base_has(base: &Transactions, gtid: &Gtid) -> bool {
+    match (base, gtid) {
+        (Transactions::Mysql(set), Gtid::Mysql(gtid)) => {
+            let tag = (!gtid.tag.is_empty()).then_some(gtid.tag.as_str());
+            set.contains_transaction(&gtid.server_uuid(), tag, gtid.number)
+        }
+        (Transactions::Mariadb(history), Gtid::Mariadb(gtid)) => {
+            history.state.contains(*gtid)
+                || history
+                    .base
+                    .get(gtid.domain)
+                    .is_some_and(|base| base.sequence >= gtid.sequence)
+        }
+        _ => false,
+    }
+}
+
+/// Whether [`held`] may find everything, as far as the lists at the begin of a file and of the next one tell: whoever
+/// has many files asks this first.
+#[must_use]
+pub fn may_be_held(
+    own: Option<&ArchivedFile>,
+    length: u64,
+    there: &Index,
+    oldest: Option<&Base>,
+    before: &PreviousGtids,
+    after: &PreviousGtids,
+) -> bool {
+    if own.is_some_and(|own| own.whole_up_to() == length) {
+        return true;
+    }
+    let mut known = coverage(there);
+    if let Some(oldest) = oldest {
+        known.add_base(&oldest.transactions);
+    }
+    known.has_between(before, after)
+}
