@@ -33,7 +33,7 @@ pub fn fetch(
         let name = format!("{folder}/{}", segment.name);
         let there = present
             .iter()
-            .any(|object| object.name == name && object.length == segment.length);
+            .any(|object| object.name == name && object.may_hold(segment.length));
         if there {
             done += segment.length;
             continue;

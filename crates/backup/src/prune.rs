@@ -244,6 +244,7 @@ mod tests {
             objects: vec![Object {
                 name: format!("full/{id}/0001.xbstream.zst"),
                 length: 10,
+                sealed: false,
                 modified_unix_seconds: time.as_second(),
             }],
             note: note.map(|instance| Note {

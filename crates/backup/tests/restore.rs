@@ -4,12 +4,14 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
+use age::secrecy::ExposeSecret as _;
 use backup::catalogue;
 use backup::full::{Begun, FullError, PackingPlan};
 use backup::manifest::{BackupPosition, Manifest, Packing, Source, Tool};
 use backup::restore::Reading;
-use backup::store::Store;
+use backup::store::{Keys, Store};
 use backup::throttle::{Rate, Stop};
 use backup::xbstream::{Chunk, Content, Reader, Writer};
 use jiff::Timestamp;
@@ -166,6 +168,66 @@ fn what_is_stored_comes_back() {
         // The same second again.
         let again = make(&store, stream().0, "2026-11-22T03:00:00Z").await;
         assert!(matches!(again, Err(FullError::Taken(_))), "{again:?}");
+    });
+}
+
+#[test]
+fn an_encrypted_backup_needs_its_key_and_restores_by_hand() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = age::x25519::Identity::generate();
+    let identity = key.to_string().expose_secret().to_owned();
+    let recipients = [key.to_public().to_string()];
+    let with = |identity: Option<&str>| {
+        store(directory.path()).with_keys(Keys::parse(&recipients, identity).unwrap())
+    };
+    runtime().block_on(async {
+        // Made without the private key.
+        let manifest = make(&with(None), stream().0, "2026-11-22T03:00:00Z")
+            .await
+            .unwrap();
+        let into = tempfile::tempdir().unwrap();
+        read(&with(Some(&identity)), &manifest, Some(into.path()))
+            .await
+            .unwrap();
+        let other = age::x25519::Identity::generate().to_string();
+        for wrong in [None, Some(other.expose_secret())] {
+            let error = read(&with(wrong), &manifest, None).await.unwrap_err();
+            assert!(error.contains("is encrypted"), "{error}");
+        }
+        let by_hand = tempfile::tempdir().unwrap();
+        fs::write(by_hand.path().join("key"), &identity).unwrap();
+        for segment in &manifest.segments {
+            let object = directory
+                .path()
+                .join(format!("full/{}/{}", manifest.id, segment.name));
+            assert!(!object.exists());
+            let command = format!(
+                "set -o pipefail; age -d -i key {}.age | zstd -dc | mbstream -x",
+                object.display()
+            );
+            let shell = Command::new("bash")
+                .args(["-c", &command])
+                .current_dir(by_hand.path())
+                .status();
+            assert!(shell.unwrap().success(), "{command}");
+        }
+        for index in 0..FILES {
+            for place in [into.path(), by_hand.path()] {
+                assert!(fs::read(place.join(format!("db/t{index}.ibd"))).unwrap() == content(index));
+            }
+        }
+        // A bit that is flipped in what is encrypted.
+        let segment = directory
+            .path()
+            .join(format!("full/{}/{}.age", manifest.id, manifest.segments[0].name));
+        let whole = fs::read(&segment).unwrap();
+        for at in (0..whole.len()).step_by((whole.len() / 40).max(1)) {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1 << (at % 7);
+            fs::write(&segment, &flipped).unwrap();
+            let error = read(&with(Some(&identity)), &manifest, None).await;
+            assert!(error.is_err(), "byte {at}");
+        }
     });
 }
 

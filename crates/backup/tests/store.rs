@@ -4,7 +4,8 @@
 
 use std::io::{Read, Write};
 
-use backup::store::{PutOnce, Store, StoreError};
+use age::secrecy::ExposeSecret as _;
+use backup::store::{KeyError, Keys, PutOnce, Store, StoreError};
 use tokio::task::spawn_blocking;
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -39,6 +40,68 @@ fn an_object_is_written_once() {
             Err(StoreError::NotFound { .. })
         ));
     });
+}
+
+#[test]
+fn what_holds_data_is_encrypted_and_compared_without_the_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = age::x25519::Identity::generate();
+    let recipients = [key.to_public().to_string()];
+    let identity = key.to_string();
+    let with =
+        |identity: Option<&str>| open(&directory).with_keys(Keys::parse(&recipients, identity).unwrap());
+    let blind = with(None);
+    let seeing = with(Some(identity.expose_secret()));
+    let content: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let name = "binlog/a/binlog.000001/000-999.zst";
+        let put = async |content: &[u8]| blind.put_once(name, content.to_vec().into()).await.unwrap();
+        assert_eq!(put(&content).await, PutOnce::Written);
+        assert_eq!(put(&content).await, PutOnce::Same);
+        assert_eq!(put(b"other").await, PutOnce::Different);
+        let listed = blind.list("binlog").await.unwrap();
+        assert_eq!((listed.len(), listed[0].name.as_str()), (1, name));
+        assert!(listed[0].sealed && listed[0].may_hold(400_000));
+        assert!(!listed[0].may_hold(300_000) && !listed[0].may_hold(500_000));
+        assert!(matches!(blind.get(name).await, Err(StoreError::Sealed { .. })));
+        assert!(matches!(
+            blind.get_range(name, 0..10).await,
+            Err(StoreError::Sealed { .. })
+        ));
+        assert!(seeing.get(name).await.unwrap() == content);
+        // Within a piece, over the border of two, and up to the end.
+        for range in [10..20, 65_530..65_550, 131_072..262_144, 399_990..400_000] {
+            let part = seeing.get_range(name, range.clone()).await.unwrap();
+            let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+            assert!(part == content[range.clone()], "{range:?}");
+        }
+        // An instance without any key finds it, and says why it cannot read it.
+        let error = open(&directory).get(name).await.unwrap_err();
+        assert!(error.to_string().contains("backup_identity_file"), "{error}");
+        // Documents stay readable, and what was stored before there were keys is still read.
+        blind.put_once("binlog/index.json", "{}".into()).await.unwrap();
+        assert_eq!(open(&directory).get("binlog/index.json").await.unwrap(), "{}");
+        open(&directory)
+            .put_once("old.zst", "plain".into())
+            .await
+            .unwrap();
+        assert_eq!(seeing.get("old.zst").await.unwrap(), "plain");
+        assert_eq!(seeing.get_range("old.zst", 1..3).await.unwrap(), "la");
+        open(&directory).delete(name).await.unwrap();
+        assert!(matches!(seeing.get(name).await, Err(StoreError::NotFound { .. })));
+    });
+    assert!(Keys::parse(&["age1x".to_owned()], None).is_err());
+    assert_eq!(
+        Keys::parse(&[], Some("# none\n")).unwrap_err(),
+        KeyError::NoIdentity
+    );
+    let wrong = Keys::parse(&[], Some("# one\nAGE-SECRET-KEY-1HUNTER2\n")).unwrap_err();
+    assert_eq!(wrong, KeyError::Identity(2));
 }
 
 #[test]

@@ -108,6 +108,12 @@ pub struct InstanceConfig {
     /// Endpoint, credentials and the like of the store.
     #[serde(default)]
     pub backup_store_options: StoreOptions,
+    /// Who can read what is put into the store: age recipients (`age1…`). None: it is not encrypted.
+    #[serde(default)]
+    pub backup_recipients: Vec<String>,
+    /// The file with the age identity that opens what is encrypted in the store; none: it can be made, not restored.
+    #[serde(default)]
+    pub backup_identity_file: Option<PathBuf>,
     /// Whether an empty data directory is filled from the store when the local backup directory has no backup.
     #[serde(default)]
     pub restore_from_store: bool,
@@ -530,6 +536,8 @@ mod tests {
             "first_start_directory",
             "backup_store",
             "backup_store_options",
+            "backup_recipients",
+            "backup_identity_file",
             "restore_from_store",
             "restore_foreign_cluster",
             "backup_staging_directory",
@@ -565,6 +573,7 @@ mod tests {
                 "backup_compression_level",
             ),
             ("backup_threads = 0", "backup_threads"),
+            ("backup_recipients = [\"age1wrong\"]", "age1wrong"),
             ("restore_from_store = true", "backup_store"),
             ("backup_store = \"backups\"", "backup_store"),
             (

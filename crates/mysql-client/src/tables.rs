@@ -12,8 +12,8 @@ impl Server {
     pub async fn base_tables(&mut self) -> Result<Vec<(String, String)>, Error> {
         let rows = self
             .query(
-                "SELECT TABLE_SCHEMA, TABLE_NAME FROM information_schema.TABLES WHERE TABLE_TYPE = 'BASE TABLE' \
-                 AND TABLE_SCHEMA NOT IN ('information_schema', 'performance_schema')",
+                "SELECT TABLE_SCHEMA, TABLE_NAME FROM information_schema.TABLES WHERE \
+                 TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED', 'SEQUENCE') AND TABLE_SCHEMA NOT IN ('information_schema', 'performance_schema')",
             )
             .await?;
         Ok(rows

@@ -7,7 +7,7 @@ use mysql_client::binlog::PreviousGtids;
 
 use super::segment::{FOLDER, INDEX_FOLDER};
 use super::{SEGMENT_FORMAT, Seen, Segment, Source};
-use crate::store::{Store, StoreError};
+use crate::store::{Object, Store, StoreError};
 
 /// Index objects that are read at once.
 const READS_AT_ONCE: usize = 16;
@@ -252,13 +252,17 @@ impl Index {
 /// # Errors
 /// When the store fails.
 pub async fn lost_objects(store: &Store, index: &Index) -> Result<Vec<Segment>, StoreError> {
-    let there: BTreeMap<String, u64> = store
+    let there: BTreeMap<String, Object> = store
         .list(FOLDER)
         .await?
         .into_iter()
-        .map(|object| (object.name, object.length))
+        .map(|object| (object.name.clone(), object))
         .collect();
-    let lost = |segment: &&Segment| there.get(&segment.object()) != Some(&segment.stored());
+    let is_there = |segment: &Segment| {
+        let object = there.get(&segment.object());
+        object.is_some_and(|object| object.may_hold(segment.stored()))
+    };
+    let lost = |segment: &&Segment| !is_there(segment);
     Ok(index
         .all_files()
         .flat_map(ArchivedFile::segments)

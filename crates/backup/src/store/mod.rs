@@ -1,9 +1,12 @@
 //! Where backups are kept: a directory, S3, Google Cloud Storage or Azure, behind one small interface.
 //!
+//! With keys, what holds data is encrypted here and nowhere else (`seal`); everybody speaks of the content.
+//!
 //! Names are relative to the store's prefix. What is written once is never written again: an object that is
 //! there already is compared, equal is done, different is an alarm.
 
 mod read;
+mod seal;
 mod upload;
 
 use std::fmt;
@@ -20,10 +23,12 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    ClientOptions, ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, PutMode, PutPayload, RetryConfig,
+    ClientOptions, GetResult, ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, PutMode, PutPayload,
+    RetryConfig,
 };
 
 pub use read::ObjectReader;
+pub use seal::{KeyError, Keys};
 pub use upload::Upload;
 
 /// An opened store. Cheap to clone.
@@ -32,6 +37,9 @@ pub struct Store {
     objects: Arc<dyn ObjectStore>,
     prefix: Path,
     url: String,
+    keys: Arc<Keys>,
+    /// On this machine.
+    local: bool,
 }
 
 /// What is known of an object without reading it.
@@ -39,10 +47,24 @@ pub struct Store {
 pub struct Object {
     /// Relative to the store's prefix.
     pub name: String,
-    /// In bytes.
+    /// In bytes, as it is stored; see [`Object::may_hold`].
     pub length: u64,
+    /// Whether it is encrypted.
+    pub sealed: bool,
     /// When it was written last, by the store's clock: seconds since 1970 UTC.
     pub modified_unix_seconds: i64,
+}
+
+impl Object {
+    /// Whether it can hold so many bytes: exactly so many where it is not encrypted, else as far as its length tells.
+    #[must_use]
+    pub fn may_hold(&self, length: u64) -> bool {
+        if self.sealed {
+            seal::may_hold(self.length, length)
+        } else {
+            self.length == length
+        }
+    }
 }
 
 /// What became of an object that may be written only once.
@@ -84,6 +106,17 @@ pub enum StoreError {
         url: String,
         /// What it said.
         source: Box<object_store::Error>,
+    },
+    /// It is encrypted, and not to us.
+    #[error(
+        "{name} in the backup store {url} is encrypted, and no key here opens it: set backup_identity_file to the file \
+         with the age identity of one of its recipients"
+    )]
+    Sealed {
+        /// The object.
+        name: String,
+        /// The store.
+        url: String,
     },
     /// Anything else, after retries.
     #[error("cannot {action} {name} in the backup store {url}")]
@@ -160,7 +193,25 @@ impl Store {
             objects,
             prefix: path,
             url: without_credentials(url),
+            keys: Arc::default(),
+            local: false,
         })
+    }
+
+    /// The same store, with keys: what is written is encrypted when there are recipients, what is encrypted is opened
+    /// when there are identities.
+    #[must_use]
+    pub fn with_keys(self, keys: Keys) -> Self {
+        Self {
+            keys: Arc::new(keys),
+            ..self
+        }
+    }
+
+    /// Whether what is written can be read again with the keys that are here.
+    #[must_use]
+    pub fn reads_what_it_writes(&self) -> bool {
+        !self.keys.seal() || self.keys.open()
     }
 
     /// A store in a directory of this machine, durable: files and directories are synced.
@@ -179,6 +230,8 @@ impl Store {
             objects: Arc::new(objects.with_fsync(true)),
             prefix: Path::default(),
             url: url.to_string(),
+            keys: Arc::default(),
+            local: true,
         })
     }
 
@@ -202,11 +255,54 @@ impl Store {
     /// # Errors
     /// When it is not there or the store fails.
     pub async fn get(&self, name: &str) -> Result<Bytes, StoreError> {
-        let got = self.objects.get(&self.path(name)).await;
-        let got = got.map_err(|source| self.error("read", name, source))?;
-        got.bytes()
-            .await
-            .map_err(|source| self.error("read", name, source))
+        let (got, sealed) = self.find(name).await?;
+        let bytes = got.bytes().await;
+        let bytes = bytes.map_err(|source| self.error("read", name, source))?;
+        if sealed {
+            let opened = self.keys.opened(&bytes);
+            opened
+                .map(Bytes::from)
+                .map_err(|error| self.cannot_open(name, error))
+        } else {
+            Ok(bytes)
+        }
+    }
+
+    /// Where an object can be, the likely place first; `true`: encrypted.
+    fn places(&self, name: &str) -> Vec<(Path, bool)> {
+        let mut places = vec![(self.path(name), false)];
+        if seal::is_data(name) {
+            places.push((self.sealed_path(name), true));
+            if self.keys.seal() {
+                places.reverse();
+            }
+        }
+        places
+    }
+
+    /// Asks for an object, whether it is encrypted or not.
+    async fn find(&self, name: &str) -> Result<(GetResult, bool), StoreError> {
+        for (path, sealed) in self.places(name) {
+            match self.objects.get(&path).await {
+                Ok(got) => return Ok((got, sealed)),
+                Err(object_store::Error::NotFound { .. }) => {}
+                Err(source) => return Err(self.error("read", name, source)),
+            }
+        }
+        Err(StoreError::NotFound {
+            name: name.to_owned(),
+            url: self.url.clone(),
+        })
+    }
+
+    fn cannot_open(&self, name: &str, error: seal::OpenError) -> StoreError {
+        match error {
+            seal::OpenError::NoKey => StoreError::Sealed {
+                name: name.to_owned(),
+                url: self.url.clone(),
+            },
+            seal::OpenError::Failed(error) => self.error("decrypt", name, generic(error)),
+        }
     }
 
     /// Writes a small object unless it is there; then its content is compared.
@@ -214,6 +310,9 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn put_once(&self, name: &str, content: Bytes) -> Result<PutOnce, StoreError> {
+        if self.keys.seal() && seal::is_data(name) {
+            return self.put_sealed_once(name, &content).await;
+        }
         let payload = PutPayload::from_bytes(content.clone());
         match self
             .objects
@@ -227,6 +326,32 @@ impl Store {
             }
             Err(source) => Err(self.error("write", name, source)),
         }
+    }
+
+    /// The same, encrypted. No two encryptions are equal: the content's digest is compared.
+    async fn put_sealed_once(&self, name: &str, content: &[u8]) -> Result<PutOnce, StoreError> {
+        let sealed = self.keys.sealed(content);
+        let sealed = sealed.map_err(|error| self.error("encrypt", name, generic(error)))?;
+        let path = self.sealed_path(name);
+        let put = self
+            .objects
+            .put_opts(&path, PutPayload::from(sealed), PutMode::Create.into());
+        match put.await {
+            Ok(_) => return Ok(PutOnce::Written),
+            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {}
+            Err(source) => return Err(self.error("write", name, source)),
+        }
+        let head = self.objects.get_range(&path, 0..seal::LONGEST_HEAD_BYTES).await;
+        let head = head.map_err(|source| self.error("read", name, source))?;
+        let there = match seal::digest_in(&head) {
+            Some(digest) => digest,
+            None => seal::digest_of(&self.get(name).await?),
+        };
+        Ok(if there == seal::digest_of(content) {
+            PutOnce::Same
+        } else {
+            PutOnce::Different
+        })
     }
 
     /// Writes a small object over what may be there: for notes about the moment, never for anything that is kept.
@@ -252,11 +377,16 @@ impl Store {
             .list(Some(&prefix))
             .try_filter_map(|meta| {
                 let name = self.name(&meta.location);
+                let content = name.as_deref().and_then(|name| name.strip_suffix(seal::SUFFIX));
+                let content = content.filter(|name| seal::is_data(name)).map(str::to_owned);
+                let sealed = content.is_some();
+                let name = content.or(name);
                 let (length, modified_unix_seconds) = (meta.size, meta.last_modified.timestamp());
                 async move {
                     Ok(name.map(|name| Object {
                         name,
                         length,
+                        sealed,
                         modified_unix_seconds,
                     }))
                 }
@@ -289,10 +419,17 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn delete(&self, name: &str) -> Result<(), StoreError> {
-        match self.objects.delete(&self.path(name)).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(source) => Err(self.error("delete", name, source)),
+        for (path, _) in self.places(name) {
+            match self.objects.delete(&path).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(source) => return Err(self.error("delete", name, source)),
+            }
         }
+        Ok(())
+    }
+
+    fn sealed_path(&self, name: &str) -> Path {
+        self.path(&format!("{name}{}", seal::SUFFIX))
     }
 
     fn path(&self, name: &str) -> Path {
@@ -333,6 +470,14 @@ impl Store {
 impl fmt::Debug for Store {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_tuple("Store").field(&self.url).finish()
+    }
+}
+
+/// An error that is not the store's own.
+fn generic(error: std::io::Error) -> object_store::Error {
+    object_store::Error::Generic {
+        store: "age",
+        source: Box::new(error),
     }
 }
 

@@ -2,26 +2,31 @@
 
 use std::io::{self, Write};
 
+use age::stream::StreamWriter;
 use object_store::{MultipartUpload, ObjectStoreExt as _, PutPayload};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, generic, seal};
 
 /// Bytes of a part. A store takes at most 10,000 parts: 160 GB for one object. Two parts are in memory.
 const PART_BYTES: usize = 16 * 1024 * 1024;
+
+/// On this machine parts cost nothing, so they are small.
+const LOCAL_PART_BYTES: usize = 2 * 1024 * 1024;
 
 /// An upload, written to by a thread of its own (never by a task: it blocks). The object appears when it is
 /// finished; one that is dropped leaves nothing.
 pub struct Upload {
     store: Store,
     name: String,
-    handle: Handle,
-    /// `None` once the upload has ended.
-    parts: Option<Box<dyn MultipartUpload>>,
-    buffer: Vec<u8>,
-    /// The part before, on its way.
-    in_flight: Option<JoinHandle<object_store::Result<()>>>,
+    body: Body,
+}
+
+enum Body {
+    Plain(Parts),
+    /// Encrypted on the way.
+    Sealed(Box<StreamWriter<Parts>>),
 }
 
 impl Store {
@@ -30,14 +35,33 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn upload(&self, name: &str) -> Result<Upload, StoreError> {
-        let parts = self.objects.put_multipart(&self.path(name)).await;
+        let seals = self.keys.seal() && seal::is_data(name);
+        let path = if seals {
+            self.sealed_path(name)
+        } else {
+            self.path(name)
+        };
+        let begun = self.objects.put_multipart(&path).await;
+        let part_bytes = if self.local { LOCAL_PART_BYTES } else { PART_BYTES };
+        let parts = Parts {
+            name: name.to_owned(),
+            handle: Handle::current(),
+            upload: Some(begun.map_err(|source| self.error("write", name, source))?),
+            part_bytes,
+            buffer: Vec::new(),
+            in_flight: None,
+        };
+        let body = if seals {
+            let writer = self.keys.writer(parts);
+            let writer = writer.map_err(|error| self.error("encrypt", name, generic(error)))?;
+            Body::Sealed(Box::new(writer))
+        } else {
+            Body::Plain(parts)
+        };
         Ok(Upload {
             store: self.clone(),
             name: name.to_owned(),
-            handle: Handle::current(),
-            parts: Some(parts.map_err(|source| self.error("write", name, source))?),
-            buffer: Vec::with_capacity(PART_BYTES),
-            in_flight: None,
+            body,
         })
     }
 }
@@ -47,31 +71,62 @@ impl Upload {
     ///
     /// # Errors
     /// When the store fails; the object does not appear then.
-    pub fn finish(mut self) -> Result<(), StoreError> {
-        let finished = self
-            .send()
-            .and_then(|()| self.wait())
-            .and_then(|()| match &mut self.parts {
-                Some(parts) => self.handle.block_on(parts.complete()).map(|_| ()),
-                None => Ok(()),
-            });
-        match finished {
-            Ok(()) => {
-                self.parts = None;
-                Ok(())
-            }
-            Err(source) => Err(self.store.error("write", &self.name, source)),
+    pub fn finish(self) -> Result<(), StoreError> {
+        let Self { store, name, body } = self;
+        let finished = match body {
+            Body::Plain(parts) => parts.complete(),
+            Body::Sealed(writer) => writer.finish().map_err(generic).and_then(Parts::complete),
+        };
+        finished.map_err(|source| store.error("write", &name, source))
+    }
+}
+
+impl Write for Upload {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = match &mut self.body {
+            Body::Plain(parts) => parts.write(bytes),
+            Body::Sealed(writer) => writer.write(bytes),
+        };
+        written.map_err(|error| io::Error::other(self.store.error("write", &self.name, generic(error))))
+    }
+
+    /// Does nothing: parts have a size, and only a finished object is one.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The parts of an object as it is stored.
+struct Parts {
+    name: String,
+    handle: Handle,
+    /// `None` once the upload has ended.
+    upload: Option<Box<dyn MultipartUpload>>,
+    part_bytes: usize,
+    buffer: Vec<u8>,
+    /// The part before, on its way.
+    in_flight: Option<JoinHandle<object_store::Result<()>>>,
+}
+
+impl Parts {
+    fn complete(mut self) -> object_store::Result<()> {
+        self.send()?;
+        self.wait()?;
+        if let Some(upload) = &mut self.upload {
+            self.handle.block_on(upload.complete())?;
         }
+        self.upload = None;
+        Ok(())
     }
 
     /// Sends the buffer as a part, once the part before has arrived.
     fn send(&mut self) -> object_store::Result<()> {
         self.wait()?;
-        if let Some(parts) = &mut self.parts
+        if let Some(upload) = &mut self.upload
             && !self.buffer.is_empty()
         {
-            let content = std::mem::replace(&mut self.buffer, Vec::with_capacity(PART_BYTES));
-            let part = parts.put_part(PutPayload::from(content));
+            let content = std::mem::take(&mut self.buffer);
+            let part = upload.put_part(PutPayload::from(content));
             self.in_flight = Some(self.handle.spawn(part));
         }
         Ok(())
@@ -88,30 +143,31 @@ impl Upload {
     }
 }
 
-impl Write for Upload {
+impl Write for Parts {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = PART_BYTES - self.buffer.len();
+        if self.buffer.capacity() == 0 {
+            self.buffer.reserve_exact(self.part_bytes);
+        }
+        let room = self.part_bytes - self.buffer.len();
         let taken = bytes.len().min(room);
         self.buffer.extend_from_slice(&bytes[..taken]);
-        if self.buffer.len() == PART_BYTES {
-            self.send()
-                .map_err(|source| io::Error::other(self.store.error("write", &self.name, source)))?;
+        if self.buffer.len() == self.part_bytes {
+            self.send().map_err(io::Error::other)?;
         }
         Ok(taken)
     }
 
-    /// Does nothing: parts have a size, and only a finished object is one.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
-impl Drop for Upload {
+impl Drop for Parts {
     fn drop(&mut self) {
-        if let Some(mut parts) = self.parts.take() {
+        if let Some(mut upload) = self.upload.take() {
             let name = std::mem::take(&mut self.name);
             self.handle.spawn(async move {
-                if let Err(error) = parts.abort().await {
+                if let Err(error) = upload.abort().await {
                     tracing::warn!(
                         "cannot remove the unfinished upload of {name}: {error}; `backup prune` will"
                     );

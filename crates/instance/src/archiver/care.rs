@@ -128,7 +128,13 @@ async fn tidy(store: &Store, index: &mut Index, old: Vec<Segment>) -> Vec<Segmen
             }
         }
     }
-    for work in worth_compacting(index) {
+    // What cannot be read cannot be put together; an instance that has the key does it.
+    let compactions = if store.reads_what_it_writes() {
+        worth_compacting(index)
+    } else {
+        Vec::new()
+    };
+    for work in compactions {
         match compact(store, &work).await {
             Ok(whole) => index.insert(whole),
             Err(error) => {

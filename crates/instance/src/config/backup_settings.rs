@@ -5,10 +5,11 @@ use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::thread;
 
 use backup::manifest::Packing;
-use backup::store::{Store, StoreError};
+use backup::store::{Keys, Store, StoreError};
 use serde::Deserialize;
 
 use super::{ConfigError, InstanceConfig};
@@ -85,11 +86,28 @@ impl InstanceConfig {
     /// # Errors
     /// When its URL or an option is not understood.
     pub fn store(&self) -> Result<Option<Store>, StoreError> {
+        let Some(url) = self.backup_store.as_deref() else {
+            return Ok(None);
+        };
         let options: Vec<(String, String)> = self.backup_store_options.0.clone().into_iter().collect();
-        self.backup_store
-            .as_deref()
-            .map(|url| Store::open(url, &options))
-            .transpose()
+        let store = Store::open(url, &options)?;
+        let keys = self.keys().map_err(|reason| StoreError::Configuration {
+            url: store.url().to_owned(),
+            reason,
+        })?;
+        Ok(Some(store.with_keys(keys)))
+    }
+
+    /// What the store is encrypted with.
+    fn keys(&self) -> Result<Keys, String> {
+        let Some(path) = &self.backup_identity_file else {
+            return Keys::parse(&self.backup_recipients, None).map_err(|error| error.to_string());
+        };
+        let in_file =
+            |error: &dyn fmt::Display| format!("backup_identity_file `{}`: {error}", path.display());
+        let text = fs::read_to_string(path).map_err(|error| in_file(&error))?;
+        warn_of_readers(path);
+        Keys::parse(&self.backup_recipients, Some(&text)).map_err(|error| in_file(&error))
     }
 
     /// Why the local backup directory cannot be told from the store: a backup that is removed here would be gone there.
@@ -126,6 +144,9 @@ impl InstanceConfig {
         if self.backup_limit_bytes_per_second == Some(0) {
             return invalid("backup_limit_bytes_per_second must not be 0".to_owned());
         }
+        if let Err(error) = Keys::parse(&self.backup_recipients, None) {
+            return invalid(format!("backup_recipients: {error}"));
+        }
         let staging = self.staging();
         if !staging.is_absolute() || staging.starts_with(&self.data_directory) {
             return invalid(format!(
@@ -142,6 +163,20 @@ impl InstanceConfig {
             )),
             _ => self.overlap().map_or(Ok(()), invalid),
         }
+    }
+}
+
+/// Says once that others can read the identity.
+fn warn_of_readers(path: &Path) {
+    static SAID: Once = Once::new();
+    let readable = fs::metadata(path).is_ok_and(|found| found.mode() & 0o077 != 0);
+    if readable {
+        SAID.call_once(|| {
+            tracing::warn!(
+                "backup_identity_file `{}` can be read by others: chmod 600 it",
+                path.display()
+            );
+        });
     }
 }
 

@@ -13,6 +13,7 @@ mod accounts;
 mod archive;
 mod archive_faults;
 mod backups;
+mod contents;
 mod donors;
 mod fences;
 mod first_starts;
