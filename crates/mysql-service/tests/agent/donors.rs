@@ -50,13 +50,14 @@ impl Pair {
         }
     }
 
-    /// Begins a slow copy and returns in the middle of it.
+    /// Begins a slow copy and returns once it is under way. How far it is is not waited for: MySQL's limit counts whole
+    /// chunks, and tells of them late.
     async fn begin_slowly(&self, id: &str) {
         self.taker.submit(id, self.copy(Some(4 << 20))).await.unwrap();
-        until("some of it is copied", LIMIT, async || {
+        until("it is being copied", LIMIT, async || {
             let job = self.taker.job(id).await;
             assert!(!job.state.is_final(), "{job:?}");
-            job.done_bytes > 2 << 20 && (job.step.starts_with("copying") || job.step.starts_with("cloning"))
+            job.step.starts_with("copying") || job.step.starts_with("cloning")
         })
         .await;
     }
