@@ -1,8 +1,11 @@
 //! Archives of the original service: `yyyy_mm_dd_hh_MM_SS_bak.tar.gz`, a tar of a copy as innobackupex made it, behind
-//! gzip, with nothing beside it.
+//! gzip, with nothing beside it. Ours are of the same form (`write.rs`); those of MySQL hold a clone, which is consistent
+//! as it is.
 //!
 //! Their names are local times, which say little: an archive is known by the coordinates inside. These stand anywhere
 //! in it, so it is read from its beginning to its end, which shows at the same time that it is whole.
+
+mod write;
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
@@ -16,8 +19,29 @@ use crate::coordinates::{Coordinates, FILE_NAMES};
 use crate::throttle::Stop;
 use crate::xbstream::is_safe_path;
 
+pub use self::write::{How, PART_SUFFIX, WriteError, Written, remove_parts, write};
+
 /// What the names of archives end in.
 pub const SUFFIX: &str = "_bak.tar.gz";
+
+/// What the copy in an archive of ours is called where tools name themselves: a clone by the server itself.
+pub const CLONE_TOOL: &str = "clone";
+
+/// The notes that an archive of a clone has beside the files, as the tools would write them.
+#[must_use]
+pub fn clone_notes(coordinates: &Coordinates, version: Version) -> [(&'static str, String); 3] {
+    [
+        (FILE_NAMES[0], coordinates.text()),
+        ("xtrabackup_checkpoints", format!("backup_type = {PREPARED}\n")),
+        (
+            "xtrabackup_info",
+            format!("tool_name = {CLONE_TOOL}\nserver_version = {version}\n"),
+        ),
+    ]
+}
+
+/// A copy that a tool has prepared, in the tools' words.
+const PREPARED: &str = "full-prepared";
 
 /// An archive that is whole, and what it says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +54,8 @@ pub struct Original {
     pub flavor: Flavor,
     /// Its version.
     pub version: Version,
+    /// Whether a server starts on it as it is: it is a clone.
+    pub is_clone: bool,
     /// Of all its files, unpacked.
     pub total_bytes: u64,
 }
@@ -91,12 +117,13 @@ impl Original {
             }
             Ok(())
         })?;
-        let (coordinates, (flavor, version)) = notes.judge().map_err(OriginalError::NotWhole)?;
+        let found = notes.judge().map_err(OriginalError::NotWhole)?;
         Ok(Self {
             path: path.to_path_buf(),
-            coordinates,
-            flavor,
-            version,
+            coordinates: found.coordinates,
+            flavor: found.server.0,
+            version: found.server.1,
+            is_clone: found.is_clone,
             total_bytes,
         })
     }
@@ -185,16 +212,26 @@ fn note(content: &mut dyn Read) -> io::Result<String> {
     Ok(text)
 }
 
+/// What the notes say together.
+struct Judged {
+    coordinates: Coordinates,
+    server: (Flavor, Version),
+    is_clone: bool,
+}
+
 impl Notes {
-    /// What they say together; else what is wrong with them, in a sentence.
-    fn judge(&self) -> Result<(Coordinates, (Flavor, Version)), String> {
+    /// Else what is wrong with them, in a sentence.
+    fn judge(&self) -> Result<Judged, String> {
         let missing = |what: &str| format!("there is no {what} in it: the copy did not end well");
         let checkpoints = self
             .checkpoints
             .as_deref()
             .ok_or_else(|| missing("xtrabackup_checkpoints"))?;
+        let info = self.info.as_deref();
+        let is_clone = info.and_then(|info| field(info, "tool_name")) == Some(CLONE_TOOL);
+        let expected = if is_clone { PREPARED } else { "full-backuped" };
         match field(checkpoints, "backup_type") {
-            Some("full-backuped") => {}
+            Some(kind) if kind == expected => {}
             other => {
                 return Err(format!(
                     "it is not a full copy as it was made, but {}",
@@ -202,7 +239,7 @@ impl Notes {
                 ));
             }
         }
-        if !self.log {
+        if !self.log && !is_clone {
             return Err(missing("xtrabackup_logfile"));
         }
         let coordinates = self
@@ -210,11 +247,15 @@ impl Notes {
             .as_deref()
             .ok_or_else(|| missing("xtrabackup_binlog_info"))?;
         let coordinates = Coordinates::parse(coordinates).map_err(|error| error.to_string())?;
-        let info = self.info.as_deref().ok_or_else(|| missing("xtrabackup_info"))?;
+        let info = info.ok_or_else(|| missing("xtrabackup_info"))?;
         let server = field(info, "server_version")
             .and_then(server)
             .ok_or_else(|| "its xtrabackup_info does not say of which server it is".to_owned())?;
-        Ok((coordinates, server))
+        Ok(Judged {
+            coordinates,
+            server,
+            is_clone,
+        })
     }
 }
 
@@ -356,6 +397,43 @@ mod tests {
             let error = look(&archive(&files)).unwrap_err().to_string();
             assert!(error.contains(word), "{name}: {error}");
         }
+    }
+
+    #[test]
+    fn a_clone_is_known_by_its_notes_and_needs_no_log() {
+        let coordinates = Coordinates {
+            file: "binlog.000003".to_owned(),
+            offset: 9,
+            gtid: "3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5".to_owned(),
+        };
+        let version = Version {
+            major: 9,
+            minor: 7,
+            patch: 1,
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let part = directory.path().join("part");
+        let clone = directory.path().join("clone");
+        fs::create_dir(&clone).unwrap();
+        fs::write(clone.join("ibdata1"), "pages").unwrap();
+        let notes = clone_notes(&coordinates, version);
+        let notes: Vec<_> = notes
+            .iter()
+            .map(|(name, text)| (*name, text.as_bytes()))
+            .collect();
+        let how = How {
+            level: 6,
+            threads: 1,
+            rate: crate::throttle::Rate::new(None, &Stop::default()),
+            modified_seconds: 0,
+        };
+        let chunks = crate::xbstream::DirectoryReader::open(&clone, |_| false).unwrap();
+        write(chunks, &notes, &part, &how, &[], drop).unwrap();
+        let found = Original::look(&part, &Stop::default()).unwrap();
+        assert_eq!(
+            (found.coordinates, found.flavor, found.version, found.is_clone),
+            (coordinates, Flavor::Mysql, version, true)
+        );
     }
 
     #[test]

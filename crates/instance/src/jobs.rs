@@ -12,6 +12,7 @@ mod archive_now;
 pub(crate) mod clone;
 mod donate;
 mod fetch_increment;
+mod full_archive;
 pub(crate) mod full_backup;
 mod journal;
 mod keep;

@@ -77,7 +77,65 @@ pub(crate) async fn check_whole(server: &mut Server) -> Result<(), JobError> {
     Ok(())
 }
 
-/// Clones, asks the clone where it ends, and packs it.
+/// A clone in the staging directory, which goes with it.
+pub(super) struct Cloned {
+    _staging: Staging,
+    directory: PathBuf,
+    pub(super) position: BackupPosition,
+}
+
+impl Cloned {
+    /// Clones, and asks the clone where it ends.
+    pub(super) async fn make(
+        tools: &Arc<Tools>,
+        job: &Arc<Job>,
+        server: &mut Server,
+    ) -> Result<Self, JobError> {
+        let staging = Staging::make(&tools.config, &tools.launcher)?;
+        let directory = staging.path.join("clone");
+        job.step("cloning", data_bytes(&tools.config.data_directory).await);
+        let mut cloner = super::full_backup::connect(tools).await?;
+        let session = u64::from(cloner.connection_id());
+        {
+            let cloning = clone_into(&mut cloner, &directory);
+            tokio::pin!(cloning);
+            tokio::select! {
+                ended = &mut cloning => ended?,
+                () = job.until_cancelled() => {
+                    // The server goes on with a clone whose client is gone; it is to have ended before its directory
+                    // goes.
+                    server.end_session(session).await.context("end the clone")?;
+                    cloning.await?;
+                }
+            }
+        }
+        // A table that was made meanwhile is in the clone, empty.
+        check_whole(server).await?;
+        job.step("asking the clone where it ends", None);
+        let work = tools.restoration(None, Some(job));
+        let position = tokio::select! {
+            position = position(&work, &directory) => position?,
+            () = job.until_cancelled() => return Err(anyhow::anyhow!("cancelled").into()),
+        };
+        Ok(Self {
+            _staging: staging,
+            directory,
+            position,
+        })
+    }
+
+    /// Its files; how much they are is the job's next step.
+    pub(super) async fn chunks(&self, job: &Job) -> anyhow::Result<DirectoryReader> {
+        let chunks = DirectoryReader::open(&self.directory, |path| {
+            is_left_by_tools(path) || path == "auto.cnf" || path.starts_with("#clone/")
+        })
+        .context("list the clone")?;
+        job.step("copying", data_bytes(&self.directory).await);
+        Ok(chunks)
+    }
+}
+
+/// Clones and packs the clone.
 pub(super) async fn copy(
     tools: &Arc<Tools>,
     job: &Arc<Job>,
@@ -85,34 +143,8 @@ pub(super) async fn copy(
     server: &mut Server,
     plan: &PackingPlan,
 ) -> Result<Copied, JobError> {
-    let staging = Staging::make(&tools.config, &tools.launcher)?;
-    let clone = staging.path.join("clone");
-    job.step("cloning", data_bytes(&tools.config.data_directory).await);
-    let mut cloner = super::full_backup::connect(tools).await?;
-    let session = u64::from(cloner.connection_id());
-    let cloning = clone_into(&mut cloner, &clone);
-    tokio::pin!(cloning);
-    tokio::select! {
-        ended = &mut cloning => ended?,
-        () = job.until_cancelled() => {
-            // The server goes on with a clone whose client is gone; it is to have ended before its directory goes.
-            server.end_session(session).await.context("end the clone")?;
-            cloning.await?;
-        }
-    }
-    // A table that was made meanwhile is in the clone, empty.
-    check_whole(server).await?;
-    job.step("asking the clone where it ends", None);
-    let work = tools.restoration(None, Some(job));
-    let position = tokio::select! {
-        position = position(&work, &clone) => position?,
-        () = job.until_cancelled() => return Err(anyhow::anyhow!("cancelled").into()),
-    };
-    let chunks = DirectoryReader::open(&clone, |path| {
-        is_left_by_tools(path) || path == "auto.cnf" || path.starts_with("#clone/")
-    })
-    .context("list the clone")?;
-    job.step("copying", data_bytes(&clone).await);
+    let cloned = Cloned::make(tools, job, server).await?;
+    let chunks = cloned.chunks(job).await?;
     let uploads = begun.open(plan).await.map_err(FullError::from)?;
     let packing = {
         let (plan, job) = (plan.clone(), Arc::clone(job));
@@ -128,7 +160,7 @@ pub(super) async fn copy(
     let stored = packing.await.context("pack the clone")??;
     Ok(Copied {
         stored,
-        position,
+        position: cloned.position,
         tool: ManifestTool {
             name: "clone".to_owned(),
             version: tools.binaries.version.to_string(),

@@ -11,6 +11,7 @@ use api::job::Archive;
 use backup::coordinates::{self, Coordinates};
 use backup::full::{Begun, FullError, NOTE_PERIOD, PackingPlan, SEGMENTS, Stored};
 use backup::manifest::{BackupPosition, MANIFEST_FORMAT, Manifest, Source, Tool as ManifestTool};
+use backup::original::WriteError;
 use backup::pack::PackError;
 use backup::store::Store;
 use backup::throttle::{Rate, Stop};
@@ -23,10 +24,12 @@ use topology::observation::ServerState;
 use topology::{ClusterId, Flavor};
 
 use super::clone;
+use super::full_archive::full_archive;
 use super::mariadb_backup::Tool;
 use super::progress::Cancellable;
 use super::{Job, JobError, Outcome, Tools};
 use crate::identity::Identity;
+use crate::report::Snapshot;
 
 /// Statements of a backup are short; a server that needs longer is stuck.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -35,7 +38,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub(super) const READERS: usize = 2;
 
 /// What is read at once of the stream where a chunk begins; the rest of the chunk is read straight to where it goes.
-const HEAD_BYTES: usize = 32 * 1024;
+pub(super) const HEAD_BYTES: usize = 32 * 1024;
 
 pub(super) async fn full_backup(
     tools: &Arc<Tools>,
@@ -43,12 +46,10 @@ pub(super) async fn full_backup(
     archive: Archive,
     limit_bytes_per_second: Option<u64>,
 ) -> Result<Outcome, JobError> {
-    let ready = Ready::check(tools)?;
-    if archive != Archive::Xbstream {
-        return Err(JobError::Refused(
-            "backups as one tar.gz are not something that this version can do yet".to_owned(),
-        ));
+    if archive == Archive::TarGz {
+        return full_archive(tools, job, limit_bytes_per_second).await;
     }
+    let ready = Ready::check(tools)?;
     let method = Method::find(tools).await?;
     let mut attempts = 0;
     let begun = loop {
@@ -103,12 +104,7 @@ struct Ready {
 impl Ready {
     fn check(tools: &Tools) -> Result<Self, JobError> {
         let refuse = |reason: &str| JobError::Refused(reason.to_owned());
-        let snapshot = tools.reporter.snapshot.borrow().clone();
-        if snapshot.state != ServerState::Running {
-            return Err(refuse(
-                "the server is not running; a full backup is made of a running server",
-            ));
-        }
+        let snapshot = check_running(tools)?;
         let store = tools
             .config
             .store()
@@ -131,8 +127,20 @@ impl Ready {
     }
 }
 
+/// # Errors
+/// Refused, when the server does not run.
+pub(super) fn check_running(tools: &Tools) -> Result<Snapshot, JobError> {
+    let snapshot = tools.reporter.snapshot.borrow().clone();
+    if snapshot.state == ServerState::Running {
+        return Ok(snapshot);
+    }
+    Err(JobError::Refused(
+        "the server is not running; a full backup is made of a running server".to_owned(),
+    ))
+}
+
 /// How the server's data is copied.
-enum Method {
+pub(super) enum Method {
     /// Streamed by the tool.
     MariadbBackup(Tool),
     /// Copied by the server itself into the staging directory.
@@ -140,7 +148,7 @@ enum Method {
 }
 
 impl Method {
-    async fn find(tools: &Tools) -> Result<Self, JobError> {
+    pub(super) async fn find(tools: &Tools) -> Result<Self, JobError> {
         match tools.binaries.flavor {
             Flavor::Mariadb => Ok(Self::MariadbBackup(Tool::find(tools).await?)),
             Flavor::Mysql => {
@@ -215,34 +223,11 @@ async fn stream(
     plan: &PackingPlan,
 ) -> Result<Copied, JobError> {
     let before = binlog_state(server).await?;
-    let log = log_file(tools, begun);
-    let total = data_bytes(&tools.config.data_directory).await;
-    job.step("copying", total);
-    let mut streaming = tool.backup(tools, READERS, &log).await?;
-    let output = streaming.output().context("take the stream of mariadb-backup")?;
-    let packing = pack(job, begun, plan, output);
-    tokio::pin!(packing);
-    let packed = tokio::select! {
-        packed = &mut packing => packed,
-        () = job.until_cancelled() => {
-            // Its stream ends with the tool, and so does whoever reads it.
-            streaming.kill();
-            plan.rate.stop().stop();
-            packing.await
-        }
-    };
-    let stored = match packed {
-        Ok(stored) => stored,
-        // A tool that failed cuts its stream off, and knows why. Where the store failed, the tool only follows.
-        Err(error) if is_cut_off(&error) => {
-            return Err(streaming.succeeded().await.err().map_or(error, JobError::Failed));
-        }
-        Err(error) => {
-            streaming.kill();
-            return Err(error);
-        }
-    };
-    streaming.succeeded().await?;
+    let log = log_file(tools, begun.id().as_str());
+    let stored = drive(tools, job, tool, READERS, &log, plan.rate.stop(), |output| {
+        pack(job, begun, plan, output)
+    })
+    .await?;
     let after = binlog_state(server).await?;
     Ok(Copied {
         position: position(&stored.captured, &before, &after)?,
@@ -255,16 +240,64 @@ async fn stream(
     })
 }
 
+/// Runs the tool while `pack` takes its stream; what came of that, once the tool has said that it succeeded.
+pub(super) async fn drive<T, F>(
+    tools: &Tools,
+    job: &Job,
+    tool: &Tool,
+    readers: usize,
+    log: &Path,
+    stop: &Stop,
+    pack: impl FnOnce(PipeReader) -> F,
+) -> Result<T, JobError>
+where
+    F: Future<Output = Result<T, JobError>>,
+{
+    let total = data_bytes(&tools.config.data_directory).await;
+    job.step("copying", total);
+    let mut streaming = tool.backup(tools, readers, log).await?;
+    let output = streaming.output().context("take the stream of mariadb-backup")?;
+    let packing = pack(output);
+    tokio::pin!(packing);
+    let packed = tokio::select! {
+        packed = &mut packing => packed,
+        () = job.until_cancelled() => {
+            // Its stream ends with the tool, and so does whoever reads it.
+            streaming.kill();
+            stop.stop();
+            packing.await
+        }
+    };
+    let packed = match packed {
+        Ok(packed) => packed,
+        // A tool that failed cuts its stream off, and knows why. Where the store failed, the tool only follows.
+        Err(error) if is_cut_off(&error) => {
+            return Err(streaming.succeeded().await.err().map_or(error, JobError::Failed));
+        }
+        Err(error) => {
+            streaming.kill();
+            return Err(error);
+        }
+    };
+    streaming.succeeded().await?;
+    Ok(packed)
+}
+
 /// Whether the stream ended before it was whole.
 fn is_cut_off(error: &JobError) -> bool {
     let JobError::Failed(error) = error else {
         return false;
     };
+    let of_stream = match error.downcast_ref() {
+        Some(FullError::Pack(PackError::Stream(error))) => Some(error),
+        _ => match error.downcast_ref() {
+            Some(WriteError::Stream(error)) => Some(error),
+            _ => None,
+        },
+    };
     matches!(
-        error.downcast_ref(),
-        Some(FullError::Pack(PackError::Stream(
-            ReadError::Truncated { .. } | ReadError::Unfinished { .. }
-        )))
+        of_stream,
+        Some(ReadError::Truncated { .. } | ReadError::Unfinished { .. })
     )
 }
 
@@ -340,11 +373,9 @@ async fn binlog_state(server: &mut Server) -> anyhow::Result<BinlogState> {
     }
 }
 
-fn log_file(tools: &Tools, begun: &Begun) -> PathBuf {
-    tools
-        .config
-        .backup_log_directory
-        .join(format!("{}.log", begun.id()))
+/// Where the tool's log of a backup is kept.
+pub(super) fn log_file(tools: &Tools, name: &str) -> PathBuf {
+    tools.config.backup_log_directory.join(format!("{name}.log"))
 }
 
 /// How much there is to copy, for the progress alone.

@@ -10,6 +10,7 @@ use backup::archive::{self, Index, Segment};
 use backup::catalogue::{self, CatalogueError, Entry};
 use backup::full::{FullError, see_segments};
 use backup::manifest::{BackupId, Manifest};
+use backup::original;
 use backup::prune::{self, Found, Prunable, Retention};
 use backup::restore::local_store;
 use backup::store::{Store, StoreError};
@@ -59,6 +60,9 @@ pub(super) async fn prune(
 ) -> Result<Outcome, JobError> {
     let store = store(tools)?;
     job.step("looking", None);
+    if !dry_run {
+        remove_parts(tools)?;
+    }
     let found = prune::look(&store).await?;
     for damaged in found
         .iter()
@@ -87,6 +91,17 @@ pub(super) async fn prune(
         }
     }
     Ok(pruned(&prunable, segments.len(), dry_run))
+}
+
+/// What interrupted archives left here: no other job writes one now.
+fn remove_parts(tools: &Tools) -> anyhow::Result<()> {
+    let directory = &tools.config.backup_directory;
+    let bytes = original::remove_parts(directory)
+        .with_context(|| format!("remove incomplete archives from `{}`", directory.display()))?;
+    if bytes > 0 {
+        tracing::info!("removed incomplete archives of {} MiB", bytes >> 20);
+    }
+    Ok(())
 }
 
 async fn unneeded_segments(

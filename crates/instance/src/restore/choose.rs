@@ -299,8 +299,11 @@ async fn original(work: &Restoration<'_>, path: &Path) -> anyhow::Result<Chosen>
         binlog_file: file,
         binlog_offset: offset,
         // Of what other servers logged before it says nothing.
-        transactions: Transactions::parse_mariadb(&gtid, &gtid)
-            .with_context(|| format!("read the position `{gtid}` of the archive"))?,
+        transactions: match archive.flavor {
+            Flavor::Mariadb => Transactions::parse_mariadb(&gtid, &gtid),
+            Flavor::Mysql => Transactions::parse_mysql(&gtid),
+        }
+        .with_context(|| format!("read the position `{gtid}` of the archive"))?,
         gtid,
     };
     Ok(Chosen::Original {
@@ -309,17 +312,34 @@ async fn original(work: &Restoration<'_>, path: &Path) -> anyhow::Result<Chosen>
     })
 }
 
-/// A copy is prepared by the tool of its own server's series only.
+/// A clone starts as it is, on its own series or a newer one; another copy is prepared by the tool of its own server's
+/// series only.
 fn takes(binaries: &Binaries, archive: &Original) -> anyhow::Result<()> {
     let series = |version: Version| (version.major, version.minor);
     ensure!(
-        binaries.flavor == Flavor::Mariadb && archive.flavor == Flavor::Mariadb,
-        "it is a copy of {} {}, and this server is {} {}: only copies of MariaDB are restored, on MariaDB. Prepare it \
-         with XtraBackup, start that server by hand, and bring the data here by a backup of it",
+        binaries.flavor == archive.flavor,
+        "it is a copy of {} {}, and this server is {} {}",
         archive.flavor,
         archive.version,
         binaries.flavor,
         binaries.version
+    );
+    if archive.is_clone {
+        ensure!(
+            series(archive.version) <= series(binaries.version),
+            "it is a clone of {} {}, and the server here is of an older series: {}",
+            archive.flavor,
+            archive.version,
+            binaries.version
+        );
+        return Ok(());
+    }
+    ensure!(
+        archive.flavor == Flavor::Mariadb,
+        "it is a copy of {} {} that XtraBackup has made, and only XtraBackup prepares it, which this version does not \
+         use. Prepare it by hand, start that server, and bring the data here by a backup of it",
+        archive.flavor,
+        archive.version
     );
     ensure!(
         series(archive.version) == series(binaries.version),

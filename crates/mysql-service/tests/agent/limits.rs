@@ -20,11 +20,11 @@ on_both_flavors! {
 }
 
 /// A file system in memory of its own; gone with this value.
-struct SmallDisk(PathBuf);
+pub(crate) struct SmallDisk(PathBuf);
 
 impl SmallDisk {
     /// `None` where nothing can be mounted.
-    fn mount(path: &Path, mebibytes: u32) -> Option<Self> {
+    pub(crate) fn mount(path: &Path, mebibytes: u32) -> Option<Self> {
         fs::create_dir_all(path).unwrap();
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs"])

@@ -12,6 +12,7 @@
 mod accounts;
 mod archive;
 mod archive_faults;
+mod archives;
 mod backups;
 mod contents;
 mod donors;
