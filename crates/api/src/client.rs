@@ -4,99 +4,33 @@
 //! A request goes to the next one only when the connection could not be made: what may have been done is
 //! never asked for twice.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Method, RequestBuilder, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use topology::{InstanceId, JobId, OperationId, Reason, Role};
+use topology::{InstanceId, JobId, OperationId, Role};
 
 use crate::backup::{BackupsDocument, CancelRequest};
 use crate::cluster::{ClusterDocument, InstanceDocument};
 use crate::job::{JobDocument, JobRequest, Jobs};
 use crate::operation::{
-    Accepted, ChangeRequest, EventDocument, OperationDocument, Planned, RegisterRequest, StopRequest,
-    SwitchoverRequest,
+    ChangeRequest, EventDocument, OperationDocument, RegisterRequest, StopRequest, SwitchoverRequest,
 };
-use crate::problem::{self, Problem};
-use crate::sse::{ServerSentEvent, SseParser};
 
-/// The largest answer that is read, in bytes: far above any document of ours.
-const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
+mod answer;
+mod event_stream;
 
-/// A stream on which nothing came for so long is dead: the monitor sends a comment every 5 s.
-pub const STREAM_SILENCE_SECONDS: u64 = 15;
+pub(crate) use answer::chain;
+pub use answer::{Answer, Error};
+use answer::{check_status, read_body, read_change, read_json};
+pub use event_stream::{EventStream, STREAM_SILENCE_SECONDS};
 
 /// The header of a change that may be asked for again.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
-
-/// Why a request was not answered as wished.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A base URL is not one.
-    #[error("`{url}` is not an address of a service: it must look like `http://host:port`")]
-    BadUrl {
-        /// As given.
-        url: String,
-    },
-    /// Nobody answers at any of the URLs, or not within the deadline.
-    #[error("{url} does not answer: {reason}")]
-    Unreachable {
-        /// The last one that was tried.
-        url: String,
-        /// What the attempt ended with.
-        reason: String,
-    },
-    /// Refused, with every condition that failed.
-    #[error("{}", sentences(.reasons))]
-    Refused {
-        /// Never empty.
-        reasons: Vec<Reason>,
-    },
-    /// Another operation is running.
-    #[error("{detail}")]
-    Conflict {
-        /// The one in the way.
-        operation: OperationId,
-        /// A sentence about it.
-        detail: String,
-    },
-    /// What was asked about does not exist.
-    #[error("{detail}")]
-    NotFound {
-        /// What, in a sentence.
-        detail: String,
-    },
-    /// Another status that is not a success.
-    #[error("the answer is {status}: {detail}")]
-    Status {
-        /// The HTTP status.
-        status: u16,
-        /// What the answer said.
-        detail: String,
-    },
-    /// The answer is not the document that it should be.
-    #[error("{url} answered with something unexpected: {reason}")]
-    Malformed {
-        /// What was asked.
-        url: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-}
-
-/// The answer to a change.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// It is being done, as an operation.
-    Accepted(OperationId),
-    /// It was only asked what would be done.
-    Planned(Planned),
-}
 
 /// A client; cheap to clone.
 #[derive(Clone)]
@@ -228,12 +162,7 @@ impl Client {
                 false,
             )
             .await?;
-        Ok(EventStream {
-            url: response.url().to_string(),
-            response,
-            parser: SseParser::new(),
-            ready: VecDeque::new(),
-        })
+        Ok(EventStream::new(response))
     }
 
     /// Everything about the cluster.
@@ -389,49 +318,6 @@ impl Client {
     }
 }
 
-async fn read_change(response: Response) -> Result<Answer, Error> {
-    if response.status() == StatusCode::ACCEPTED {
-        let accepted: Accepted = read_json(response).await?;
-        Ok(Answer::Accepted(accepted.operation))
-    } else {
-        read_json(response).await.map(Answer::Planned)
-    }
-}
-
-/// A stream of server-sent events that is being read.
-#[derive(Debug)]
-pub struct EventStream {
-    url: String,
-    response: Response,
-    parser: SseParser,
-    ready: VecDeque<ServerSentEvent>,
-}
-
-impl EventStream {
-    /// The next event; `None` when the server ended the stream. Safe to cancel.
-    ///
-    /// # Errors
-    /// When the connection breaks, nothing at all (not even a keep-alive) came for
-    /// [`STREAM_SILENCE_SECONDS`], or what comes is malformed.
-    pub async fn next(&mut self) -> Result<Option<ServerSentEvent>, Error> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Ok(Some(event));
-            }
-            let chunk = self.response.chunk().await.map_err(|error| Error::Unreachable {
-                url: self.url.clone(),
-                reason: chain(&error.without_url()),
-            })?;
-            let Some(chunk) = chunk else { return Ok(None) };
-            let events = self.parser.feed(&chunk).map_err(|error| Error::Malformed {
-                url: self.url.clone(),
-                reason: error.to_string(),
-            })?;
-            self.ready.extend(events);
-        }
-    }
-}
-
 fn check_base(base: &str) -> Result<String, Error> {
     let bad = || Error::BadUrl { url: base.to_owned() };
     let trimmed = base.trim_end_matches('/');
@@ -441,102 +327,6 @@ fn check_base(base: &str) -> Result<String, Error> {
     }
     reqwest::Url::parse(trimmed).map_err(|_| bad())?;
     Ok(trimmed.to_owned())
-}
-
-async fn check_status(response: Response) -> Result<Response, Error> {
-    let status = response.status();
-    if status.is_success() {
-        return Ok(response);
-    }
-    let body = read_body(response).await.unwrap_or_default();
-    if let Ok(problem) = serde_json::from_slice::<Problem>(&body) {
-        return Err(from_problem(problem));
-    }
-    let text: String = String::from_utf8_lossy(&body).trim().chars().take(500).collect();
-    let detail = if text.is_empty() {
-        status.canonical_reason().unwrap_or("no reason given").to_owned()
-    } else {
-        text
-    };
-    Err(if status == StatusCode::NOT_FOUND {
-        Error::NotFound { detail }
-    } else {
-        Error::Status {
-            status: status.as_u16(),
-            detail,
-        }
-    })
-}
-
-fn from_problem(problem: Problem) -> Error {
-    match (problem.status, problem.operation) {
-        (409, Some(operation)) if problem.kind == problem::BUSY => Error::Conflict {
-            operation,
-            detail: problem.detail,
-        },
-        (409, _) if !problem.reasons.is_empty() => Error::Refused {
-            reasons: problem.reasons,
-        },
-        (404, _) => Error::NotFound {
-            detail: problem.detail,
-        },
-        (status, _) => Error::Status {
-            status,
-            detail: problem.detail,
-        },
-    }
-}
-
-async fn read_body(mut response: Response) -> Result<Vec<u8>, Error> {
-    let url = response.url().to_string();
-    let mut body = Vec::new();
-    loop {
-        match response.chunk().await {
-            Ok(Some(chunk)) if body.len() + chunk.len() <= MAX_ANSWER_BYTES => body.extend_from_slice(&chunk),
-            Ok(Some(_)) => {
-                return Err(Error::Malformed {
-                    url,
-                    reason: format!("it is longer than {MAX_ANSWER_BYTES} bytes"),
-                });
-            }
-            Ok(None) => return Ok(body),
-            Err(error) => {
-                return Err(Error::Unreachable {
-                    url,
-                    reason: chain(&error.without_url()),
-                });
-            }
-        }
-    }
-}
-
-async fn read_json<T: DeserializeOwned>(response: Response) -> Result<T, Error> {
-    let url = response.url().to_string();
-    let body = read_body(response).await?;
-    serde_json::from_slice(&body).map_err(|error| Error::Malformed {
-        url,
-        reason: error.to_string(),
-    })
-}
-
-fn sentences(reasons: &[Reason]) -> String {
-    let messages: Vec<&str> = reasons.iter().map(|reason| reason.message.as_str()).collect();
-    messages.join("; ")
-}
-
-/// An error with everything that caused it, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// A value for a query string: everything but letters, digits, `-`, `_` and `.` becomes `%XX`.
@@ -583,37 +373,6 @@ mod tests {
             );
         }
         assert!(Client::new(&[], Duration::from_secs(1)).is_err());
-    }
-
-    #[test]
-    fn problems_become_what_a_caller_branches_on() {
-        let problem = |status, kind: &str, operation: Option<&str>, reasons: Vec<Reason>| {
-            from_problem(Problem {
-                kind: kind.to_owned(),
-                title: String::new(),
-                status,
-                detail: "detail".to_owned(),
-                reasons,
-                operation: operation.map(|id| id.parse().unwrap()),
-            })
-        };
-        let reasons = topology::Refusal::because("x", "y").reasons;
-        assert!(matches!(
-            problem(409, problem::BUSY, Some("op-1"), Vec::new()),
-            Error::Conflict { .. }
-        ));
-        assert!(matches!(
-            problem(409, problem::REFUSED, None, reasons),
-            Error::Refused { .. }
-        ));
-        assert!(matches!(
-            problem(404, problem::NOT_FOUND, None, Vec::new()),
-            Error::NotFound { .. }
-        ));
-        assert!(matches!(
-            problem(500, "", None, Vec::new()),
-            Error::Status { status: 500, .. }
-        ));
     }
 
     #[tokio::test]
