@@ -27,9 +27,10 @@ use topology::{Address, InstanceId, Status};
 use crate::cluster_file::{Application, ClusterFile, Instance};
 pub use crate::configuration::Tuning;
 use crate::configuration::{APPLICATION, Service};
-use crate::layout::{Layout, LayoutError, Lock, Settings, Wanted};
+use crate::layout::{Layout, LayoutError, Lock};
 use crate::process::{Managed, ProcessMark};
 use crate::remains::{NamedProcess, Processes};
+use crate::settings::{Settings, Wanted};
 
 /// How often a condition of the cluster is looked at: the time to OK is told in seconds.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);

@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result};
 use rustix::process::geteuid;
 use toml::{Table, Value};
 
-use crate::layout::{Layout, Settings};
+use crate::layout::Layout;
+use crate::settings::Settings;
 
 /// The database and the user that every `up` cluster has.
 pub(crate) const APPLICATION: &str = "app";

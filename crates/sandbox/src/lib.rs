@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`cluster`] | a whole cluster: agents, monitor and proxies as processes of the binary |
 //! | [`layout`] | where everything is in a cluster's directory, and whose directory it is |
+//! | [`settings`] | what kind of cluster a directory holds, and its ports |
 //! | [`cluster_file`] | `cluster.json`: where a running cluster is reached |
 //! | [`server`] | one bare server of either flavor, for tests of what talks to servers |
 //! | [`process`] | children that are always reaped, and processes that are known by id and start time |
@@ -21,4 +22,5 @@ pub mod process;
 pub mod remains;
 mod secrets;
 pub mod server;
+pub mod settings;
 pub mod template;

@@ -13,9 +13,10 @@ use instance::config::FlavorChoice as Choice;
 use mysql_client::credentials::SecretError;
 use sandbox::cluster::{Cluster, Request, StartError};
 use sandbox::cluster_file::ClusterFile;
-use sandbox::layout::{Layout, LayoutError, Wanted};
+use sandbox::layout::{Layout, LayoutError};
 use sandbox::process::Ended;
 use sandbox::remains::Processes;
+use sandbox::settings::Wanted;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use topology::Flavor;
 

@@ -8,8 +8,8 @@ use api::cluster::{ClusterDocument, InstanceDocument};
 use mysql_client::credentials::SecretFile;
 use mysql_client::{Endpoint, Server};
 use sandbox::cluster::{Cluster, Request, Tuning};
-use sandbox::layout::Wanted;
 use sandbox::ports::PortRange;
+use sandbox::settings::Wanted;
 use tempfile::TempDir;
 use topology::{Flavor, InstanceId, Role, Status};
 

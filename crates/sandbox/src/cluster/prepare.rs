@@ -12,8 +12,9 @@ use mysql_client::credentials::SecretFile;
 
 use super::{Request, StartError, find_binaries};
 use crate::configuration::{self, Service};
-use crate::layout::{Layout, LayoutError, Lock, Settings};
+use crate::layout::{Layout, LayoutError, Lock};
 use crate::remains::Processes;
+use crate::settings::Settings;
 use crate::{ports, secrets, template};
 
 /// What the daemons of an `up` that was killed may take to end: as long as a server's clean stop.

@@ -6,8 +6,9 @@ use std::time::Duration;
 use instance::last_words;
 use mysql_client::credentials::SecretFile;
 use mysql_client::{Endpoint, Error, Server};
-use sandbox::layout::{Layout, Settings};
+use sandbox::layout::Layout;
 use sandbox::ports;
+use sandbox::settings::Settings;
 
 use super::Finding;
 
