@@ -8,6 +8,7 @@
 //! | complete, ours | any | start |
 //! | anything else | any | none: an explanation |
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -16,6 +17,7 @@ use anyhow::Context as _;
 use topology::{Flavor, Incarnation, InstanceId};
 
 use crate::config::InstanceConfig;
+use crate::files;
 use crate::identity::{self, Identity, IdentityError};
 use crate::restore::Marker;
 
@@ -194,6 +196,13 @@ impl Contents {
         let mut all = names(&config.data_directory)?;
         contents.initialising = take(&mut all, INITIALISING_MARKER);
         contents.restoring = take(&mut all, RESTORING_MARKER);
+        // A marker that was killed on its way: nothing has begun before it is there.
+        for marker in [INITIALISING_MARKER, RESTORING_MARKER] {
+            take(
+                &mut all,
+                &files::unfinished_name(OsStr::new(marker)).to_string_lossy(),
+            );
+        }
         if let Some(marker) = Marker::read(config)? {
             contents.restoring_over = marker.given_up();
         }
@@ -392,6 +401,13 @@ mod tests {
             root.path().display()
         ))
         .unwrap();
+        assert_eq!(Contents::read(&config).unwrap(), Contents::default());
+
+        // A filling that was killed before its marker was whole has not begun.
+        fs::create_dir(path("data")).unwrap();
+        for marker in [INITIALISING_MARKER, RESTORING_MARKER] {
+            fs::write(path(&format!("data/{marker}.new")), "half").unwrap();
+        }
         assert_eq!(Contents::read(&config).unwrap(), Contents::default());
 
         for name in [

@@ -1,5 +1,6 @@
 //! Small files that must be there whole after a crash, and the directories around them.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
@@ -15,9 +16,7 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Resu
     let directory = path
         .parent()
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path has no directory"))?;
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".new");
-    let new = directory.join(name);
+    let new = directory.join(unfinished_name(path.file_name().unwrap_or_default()));
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -33,6 +32,13 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Resu
     file.sync_all()?;
     fs::rename(&new, path)?;
     sync_directory(directory)
+}
+
+/// The name under which [`write_atomically`] prepares the file of this name, beside it: a crash may leave it there.
+pub(crate) fn unfinished_name(name: &OsStr) -> OsString {
+    let mut new = name.to_os_string();
+    new.push(".new");
+    new
 }
 
 /// Makes the names in a directory durable.
