@@ -31,6 +31,19 @@ pub struct ArchivedServer {
     pub archiver_id: u32,
 }
 
+impl ArchivedServer {
+    /// Has the server send what it has from the beginning of `file` on, until there is no more.
+    pub(super) async fn dump(&self, file: &str) -> Result<BinlogDump, Error> {
+        let request = DumpRequest {
+            file,
+            position: MAGIC.len() as u64,
+            server_id: self.archiver_id,
+            wait: None,
+        };
+        BinlogDump::start(&self.endpoint, &self.reader, self.flavor, &request, DEADLINE).await
+    }
+}
+
 /// For one statement or one login.
 pub(super) const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -200,20 +213,7 @@ pub async fn previous_of(server: &ArchivedServer, file: &str) -> Result<Option<P
 
 /// Reads a file's format and the list after it.
 async fn head(server: &ArchivedServer, file: &str) -> Result<Head, ArchiveError> {
-    let request = DumpRequest {
-        file,
-        position: MAGIC.len() as u64,
-        server_id: server.archiver_id,
-        wait: None,
-    };
-    let mut dump = BinlogDump::start(
-        &server.endpoint,
-        &server.reader,
-        server.flavor,
-        &request,
-        DEADLINE,
-    )
-    .await?;
+    let mut dump = server.dump(file).await?;
     let mut scanner = BinlogScanner::new();
     scanner.push(&MAGIC)?;
     let mut format = None;

@@ -4,8 +4,9 @@
 //!
 //! What is missing elsewhere in the archive does not matter, nor do names and numbers that came to be used again.
 
+use mysql_client::Error;
 use mysql_client::binlog::{BinlogScanner, Gtid, MAGIC, Part, PreviousGtids};
-use mysql_client::replication_client::{BinlogDump, DumpRequest, Sent};
+use mysql_client::replication_client::Sent;
 use sha2::{Digest as _, Sha256};
 use topology::gtid::Transactions;
 
@@ -24,48 +25,54 @@ pub enum Held {
     No(String),
 }
 
-/// Whether the archive has all of `file`, a closed file of the server. `own` is the archive's file of that name in the
-/// server's last line, if it has one; `there` the archive without what is lost.
+/// A file that its server writes no more.
+#[derive(Debug, Clone, Copy)]
+pub struct ClosedFile<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its length in bytes, as its server lists it.
+    pub length: u64,
+    /// The name of the file after it.
+    pub next: &'a str,
+}
+
+/// Whether the archive has all of `file` of the server. `own` is the archive's file of that name in the server's last
+/// line, if it has one; `there` the archive without what is lost.
 ///
 /// # Errors
-/// When the server does not give the file.
+/// When the server does not give the whole file: what was not read proves nothing.
 pub async fn held(
     server: &ArchivedServer,
-    file: &str,
+    file: ClosedFile<'_>,
     own: Option<&ArchivedFile>,
     there: &Index,
     oldest: Option<&Base>,
 ) -> Result<Held, ArchiveError> {
-    let request = DumpRequest {
-        file,
-        position: MAGIC.len() as u64,
-        server_id: server.archiver_id,
-        wait: None,
-    };
-    let mut dump = BinlogDump::start(
-        &server.endpoint,
-        &server.reader,
-        server.flavor,
-        &request,
-        DEADLINE,
-    )
-    .await?;
+    let mut dump = server.dump(file.name).await?;
     let mut reading = Reading {
         scanner: BinlogScanner::new(),
+        at: 0,
         bytes: own.map(Bytes::of),
         lookup: Lookup::of(there, oldest),
         missing: None,
     };
     reading.take(&MAGIC)?;
-    loop {
+    while !reading.is_over() {
         match dump.next(DEADLINE).await? {
             Sent::Bytes(bytes) => reading.take(&bytes)?,
-            Sent::File { name, .. } if name == file => {}
+            Sent::File { name, .. } if name == file.name => {}
             Sent::Heartbeat => {}
-            Sent::File { .. } | Sent::End => break,
-        }
-        if reading.is_over() {
-            break;
+            // ▲ Only a server that went on to the next file, after as many bytes as the file has, has sent all of it.
+            Sent::File { name, .. } if name == file.next && reading.at == file.length => {
+                return Ok(reading.outcome());
+            }
+            Sent::File { .. } | Sent::End => {
+                let error = format!(
+                    "the server sent {} of the {} bytes of {} and did not go on with {}",
+                    reading.at, file.length, file.name, file.next
+                );
+                return Err(Error::Unexpected(error).into());
+            }
         }
     }
     Ok(reading.outcome())
@@ -73,6 +80,8 @@ pub async fn held(
 
 struct Reading<'a> {
     scanner: BinlogScanner,
+    /// Bytes so far.
+    at: u64,
     /// While every byte so far is the archive's.
     bytes: Option<Bytes>,
     lookup: Lookup<'a>,
@@ -82,6 +91,7 @@ struct Reading<'a> {
 
 impl Reading<'_> {
     fn take(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
+        self.at += bytes.len() as u64;
         self.bytes = self.bytes.take().and_then(|compared| compared.take(bytes));
         let mut rest = bytes;
         while !rest.is_empty() {

@@ -43,7 +43,7 @@ pub use begin::{ArchivedServer, is_file_of, line_of, previous_of};
 pub use compact::{CompactError, Compaction, compact, superseded, worth_compacting};
 pub use compose::{ComposeError, Composer, Cut, Resume, Uncompressed};
 pub use deposit::{DepositError, deposit};
-pub use held::{Held, held, may_be_held};
+pub use held::{ClosedFile, Held, held, may_be_held};
 pub use history::{Base, Coverage, Hole, Window, coverage, covered, holes, window};
 pub use index::{ArchivedFile, Index, file_number, lost_objects};
 pub use read::{FileReader, ReadError};

@@ -1,7 +1,7 @@
 //! What becomes of the server's files while they are archived: set anew, removed too early; and whether one is held.
 
 use backup::archive::{
-    ArchivedFile, Held, Index, Source, held, holes, line_of, may_be_held, previous_of, remove,
+    ArchivedFile, ClosedFile, Held, Index, Source, held, holes, line_of, may_be_held, previous_of, remove,
 };
 use topology::Flavor;
 
@@ -105,12 +105,33 @@ async fn a_file_is_held_by_its_own_bytes_or_transactions(flavor: Flavor) {
         index.remove(&segment);
     }
     let own = |name: &str| index.file(&line, name);
-    let by_itself = held(&reader, kept, own(kept), &index, None).await.unwrap();
-    assert_eq!(by_itself, Held::Bytes, "whatever is missing before it");
-    let by_others = held(&reader, kept, None, &index, None).await.unwrap();
-    assert_eq!(by_others, Held::Transactions);
-    let gone = held(&reader, lost, own(lost), &index, None).await.unwrap();
-    assert!(matches!(gone, Held::No(_)), "{gone:?}");
+    let by_itself = held(&reader, closed(&files, 2), own(kept), &index, None).await;
+    assert_eq!(by_itself.unwrap(), Held::Bytes, "whatever is missing before it");
+    let by_others = held(&reader, closed(&files, 2), None, &index, None).await;
+    assert_eq!(by_others.unwrap(), Held::Transactions);
+    let gone = held(&reader, closed(&files, 1), own(lost), &index, None).await;
+    assert!(matches!(gone, Ok(Held::No(_))), "{gone:?}");
+
+    // What the server did not send is not held: not when it ends without going on, nor when bytes are lacking.
+    let open = files.last().unwrap();
+    let ends = ClosedFile {
+        name: &open.0,
+        length: open.1,
+        next: "binlog.000099",
+    };
+    let longer = ClosedFile {
+        length: files[2].1 + 1,
+        ..closed(&files, 2)
+    };
+    for (file, own) in [
+        (ends, own(&open.0)),
+        (ends, None),
+        (longer, own(kept)),
+        (longer, None),
+    ] {
+        let unread = held(&reader, file, own, &index, None).await;
+        assert!(unread.is_err(), "{file:?}: {unread:?}");
+    }
 
     // The lists of files tell the same, without reading them.
     for (number, hoped) in [(1, false), (2, true)] {
@@ -125,9 +146,18 @@ async fn a_file_is_held_by_its_own_bytes_or_transactions(flavor: Flavor) {
     writer.goes_on(10).await;
     flush(&server).await;
     writer.stop().await;
-    let new = &root(&server).await.binlog_files().await.unwrap()[0].0;
+    let files = root(&server).await.binlog_files().await.unwrap();
+    let new = &files[0].0;
     let of_the_name = own(new).map(ArchivedFile::name);
     assert_eq!(of_the_name, Some(new.as_str()));
-    let reused = held(&reader, new, own(new), &index, None).await.unwrap();
-    assert!(matches!(reused, Held::No(_)), "{reused:?}");
+    let reused = held(&reader, closed(&files, 0), own(new), &index, None).await;
+    assert!(matches!(reused, Ok(Held::No(_))), "{reused:?}");
+}
+
+fn closed(files: &[(String, u64)], number: usize) -> ClosedFile<'_> {
+    ClosedFile {
+        name: &files[number].0,
+        length: files[number].1,
+        next: &files[number + 1].0,
+    }
 }

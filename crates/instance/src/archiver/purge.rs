@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use api::archive::ArchiveOrder;
 use backup::archive::{
-    ArchivedFile, ArchivedServer, Base, Held, Index, Source, held, line_of, lost_objects, may_be_held,
-    previous_of,
+    ArchivedFile, ArchivedServer, Base, ClosedFile, Held, Index, Source, held, line_of, lost_objects,
+    may_be_held, previous_of,
 };
 use backup::full::claim_store;
 use backup::store::{Store, StoreError};
@@ -147,7 +147,7 @@ async fn provable(
     let mut found = Provable::default();
     let mut before = previous_of(&reader, &files[0].name).await?;
     for (wanted, pair) in wanted.iter().zip(files.windows(2)).take(FILES_AT_ONCE) {
-        let (file, next) = (&pair[0], &pair[1]);
+        let [file, next] = pair else { break };
         let (Some(begin), Some(end)) = (before, previous_of(&reader, &next.name).await?) else {
             found.why_not = Some(format!("{} does not say what was logged before it", file.name));
             break;
@@ -167,7 +167,7 @@ async fn provable(
             there: &there,
             oldest,
         };
-        if let Some(missing) = missing(&reader, file, &archive, (&begin, &end), memory).await? {
+        if let Some(missing) = missing(&reader, (file, next), &archive, (&begin, &end), memory).await? {
             found.why_not = Some(format!(
                 "old binlogs stay on the server's disk, from {} on, which may be the only place that has {missing}; make \
                  a full backup: once the older ones are removed, it is not needed any more",
@@ -192,7 +192,7 @@ struct Archive<'a> {
 /// What of a file is not in the archive; `None`: everything is.
 async fn missing(
     reader: &ArchivedServer,
-    file: &OnDisk,
+    (file, next): (&OnDisk, &OnDisk),
     archive: &Archive<'_>,
     (begin, end): (&PreviousGtids, &PreviousGtids),
     memory: &mut Memory,
@@ -207,7 +207,12 @@ async fn missing(
     {
         return Ok(Some(missing.clone()));
     }
-    match held(reader, &file.name, own, there, oldest).await? {
+    let closed = ClosedFile {
+        name: &file.name,
+        length: file.length,
+        next: &next.name,
+    };
+    match held(reader, closed, own, there, oldest).await? {
         Held::Bytes | Held::Transactions => {
             memory.doubtful.remove(&key);
             Ok(None)
