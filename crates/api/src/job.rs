@@ -259,6 +259,12 @@ pub struct JobDocument {
     pub done_bytes: u64,
     /// Bytes of this step, as far as known.
     pub total_bytes: Option<u64>,
+    /// At which rate, of the last seconds; `None`: it cannot be told yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<u64>,
+    /// About how long this step still takes, by that rate; `None`: it cannot be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<u64>,
     /// RFC 3339, UTC.
     pub started: String,
     /// RFC 3339, UTC.
@@ -269,6 +275,32 @@ pub struct JobDocument {
     pub warnings: Vec<String>,
     /// What came of it, for programs; by the kind of work.
     pub result: Option<serde_json::Value>,
+}
+
+/// How much of a step is done, how fast it goes, and how much is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Extent {
+    /// Bytes that are done.
+    pub done_bytes: u64,
+    /// Bytes that there are to do, as far as known.
+    pub total_bytes: Option<u64>,
+    /// At which rate, of the last seconds; `None`: it cannot be told.
+    pub bytes_per_second: Option<u64>,
+    /// About how long the step still takes; `None`: it cannot be told.
+    pub seconds_left: Option<u64>,
+}
+
+impl JobDocument {
+    /// How far its step is.
+    #[must_use]
+    pub fn extent(&self) -> Extent {
+        Extent {
+            done_bytes: self.done_bytes,
+            total_bytes: self.total_bytes,
+            bytes_per_second: self.bytes_per_second,
+            seconds_left: self.seconds_left,
+        }
+    }
 }
 
 /// Where a job stands.

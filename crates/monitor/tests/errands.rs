@@ -159,6 +159,10 @@ async fn a_backup_is_an_operation_with_progress_and_a_result() {
         (progress.step.as_str(), progress.total_bytes),
         ("copying", Some(1000))
     );
+    assert_eq!(
+        (progress.bytes_per_second, progress.seconds_left),
+        (Some(100), Some(3))
+    );
     let cluster = monitor.client.cluster().await.unwrap();
     assert_eq!(cluster.work.len(), 1, "{cluster:?}");
 

@@ -15,6 +15,7 @@ use backup::manifest::{BackupPosition, Tool as ManifestTool};
 use backup::restore::is_left_by_tools;
 use backup::xbstream::DirectoryReader;
 use mysql_client::Server;
+use tokio::time::MissedTickBehavior;
 use topology::gtid::Transactions;
 
 use super::full_backup::{Copied, data_bytes};
@@ -29,6 +30,8 @@ use crate::server::Launcher;
 /// The clone of a large server takes as long as its disk does; a cancelled one is ended at once.
 const CLONE_LIMIT: Duration = Duration::from_hours(24);
 const DEADLINE: Duration = Duration::from_mins(1);
+/// How often the server is asked how far it is.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(250);
 
 /// Sees that the server can be cloned whole, and that there is room for it.
 ///
@@ -99,13 +102,18 @@ impl Cloned {
         {
             let cloning = clone_into(&mut cloner, &directory);
             tokio::pin!(cloning);
-            tokio::select! {
-                ended = &mut cloning => ended?,
-                () = job.until_cancelled() => {
-                    // The server goes on with a clone whose client is gone; it is to have ended before its directory
-                    // goes.
-                    server.end_session(session).await.context("end the clone")?;
-                    cloning.await?;
+            let mut beat = tokio::time::interval(PROGRESS_PERIOD);
+            beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    ended = &mut cloning => break ended?,
+                    () = job.until_cancelled() => {
+                        // The server goes on with a clone whose client is gone; it is to have ended before its
+                        // directory goes.
+                        server.end_session(session).await.context("end the clone")?;
+                        break cloning.await?;
+                    }
+                    _ = beat.tick() => tell_progress(server, job).await,
                 }
             }
         }
@@ -167,6 +175,15 @@ pub(super) async fn copy(
             options: vec!["CLONE LOCAL DATA DIRECTORY".to_owned()],
         },
     })
+}
+
+/// How far the server's clone is, as far as it says: without a performance schema it does not.
+async fn tell_progress(server: &mut Server, job: &Job) {
+    match server.clone_progress().await {
+        Ok((done, expected)) if expected > 0 => job.progress(done, expected),
+        Ok(_) => {}
+        Err(error) => tracing::debug!("cannot ask how far the clone is: {error}"),
+    }
 }
 
 async fn clone_into(cloner: &mut Server, clone: &Path) -> anyhow::Result<()> {

@@ -20,6 +20,7 @@ use backup::unpack::UnpackError;
 use mysql_client::Server;
 use mysql_client::credentials::{Login, Password};
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 use topology::gtid::Transactions;
 use topology::{ClusterId, Flavor, JobId};
 
@@ -36,6 +37,8 @@ const ASK_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the donor may take to see whether it can give its data, and to let go of it.
 const AGREE_LIMIT: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(100);
+/// How often the server that clones is asked how far it is.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(250);
 /// The clone of a large server takes as long as it does; a cancelled one is ended at once.
 const CLONE_LIMIT: Duration = Duration::from_hours(24);
 const STATEMENT_DEADLINE: Duration = Duration::from_secs(30);
@@ -409,21 +412,32 @@ async fn accompany(
     job: Option<&Arc<Job>>,
 ) -> anyhow::Result<std::convert::Infallible> {
     let mut parser = FrameParser::default();
-    while let Some(bytes) = stream.next().await.context("read from the donor's agent")? {
-        for frame in parser.feed(&bytes)? {
-            if let Frame::Limit(limit) = frame {
-                onlooker.limit_clone(limit).await.context("limit the clone")?;
+    // Of its own: the donor's frames come as slowly as its server answers.
+    let mut beat = tokio::time::interval(PROGRESS_PERIOD);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            bytes = stream.next() => {
+                let Some(bytes) = bytes.context("read from the donor's agent")? else {
+                    bail!("the donor ended the copy");
+                };
+                for frame in parser.feed(&bytes)? {
+                    if let Frame::Limit(limit) = frame {
+                        onlooker.limit_clone(limit).await.context("limit the clone")?;
+                    }
+                }
+            }
+            _ = beat.tick() => {
+                let (done, expected) = onlooker
+                    .clone_progress()
+                    .await
+                    .context("ask how far the clone is")?;
+                if let Some(job) = job {
+                    job.progress(done, expected);
+                }
             }
         }
-        let (done, expected) = onlooker
-            .clone_progress()
-            .await
-            .context("ask how far the clone is")?;
-        if let Some(job) = job {
-            job.progress(done, expected);
-        }
     }
-    bail!("the donor ended the copy")
 }
 
 /// The system tables of an empty server, in a directory that is not there yet.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use api::FORMAT;
 use api::backup::ResultDocument;
 use api::cluster::WorkDocument;
-use api::job::{JobDocument, JobState, Work};
+use api::job::{Extent, JobDocument, JobState, Work};
 use api::operation::{OperationDocument, OperationState, ProgressDocument, StepDocument, StepState};
 use jiff::Timestamp;
 use tokio::sync::{oneshot, watch};
@@ -267,11 +267,7 @@ impl<S: Store> Controller<S> {
                     self.note_errand(id, true).await?;
                 }
             }
-            News::Progress {
-                step,
-                done_bytes,
-                total_bytes,
-            } => self.on_progress(id, step, done_bytes, total_bytes).await?,
+            News::Progress { step, extent } => self.on_progress(id, step, extent).await?,
             News::Again(why) => {
                 if let Some(running) = self.errands.get_mut(id) {
                     running.document.warnings.push(why);
@@ -301,13 +297,7 @@ impl<S: Store> Controller<S> {
         Ok(())
     }
 
-    async fn on_progress(
-        &mut self,
-        id: &OperationId,
-        step: String,
-        done_bytes: u64,
-        total_bytes: Option<u64>,
-    ) -> anyhow::Result<()> {
+    async fn on_progress(&mut self, id: &OperationId, step: String, extent: Extent) -> anyhow::Result<()> {
         let now = self.now();
         let Some(running) = self.errands.get_mut(id) else {
             return Ok(());
@@ -315,12 +305,7 @@ impl<S: Store> Controller<S> {
         let Some(stage) = running.errand.stage() else {
             return Ok(());
         };
-        let progress = Some(ProgressDocument {
-            instance: stage.at().clone(),
-            step,
-            done_bytes,
-            total_bytes,
-        });
+        let progress = Some(ProgressDocument::new(stage.at().clone(), step, extent));
         if running.document.progress == progress || now.since(running.noted) < NOTE_PERIOD {
             return Ok(());
         }

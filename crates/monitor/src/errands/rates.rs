@@ -111,6 +111,8 @@ mod tests {
             step: String::new(),
             done_bytes: 0,
             total_bytes: None,
+            bytes_per_second: None,
+            seconds_left: None,
             started: String::new(),
             ended: Some(format!("2026-11-22T{ended}:00Z")),
             outcome: String::new(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use api::FORMAT;
 use api::client::{Client, Error};
-use api::job::{Binlogs, JobDocument, JobRequest, JobState, RestoreSource, Target, Work};
+use api::job::{Binlogs, Extent, JobDocument, JobRequest, JobState, RestoreSource, Target, Work};
 use api::operation::OperationState;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -56,11 +56,7 @@ pub(crate) enum News {
     /// The agent does it.
     Accepted,
     /// How far it is.
-    Progress {
-        step: String,
-        done_bytes: u64,
-        total_bytes: Option<u64>,
-    },
+    Progress { step: String, extent: Extent },
     /// The job of the stage has failed, and another one is asked for; why.
     Again(String),
     /// The job of the stage has ended.
@@ -212,8 +208,7 @@ impl<S: Store> Runner<S> {
                         .collect::<Vec<_>>();
                     self.tell(News::Progress {
                         step: format!("waits: {}", step.join("; ")),
-                        done_bytes: 0,
-                        total_bytes: None,
+                        extent: Extent::default(),
                     })
                     .await?;
                     self.pause(false).await;
@@ -258,9 +253,8 @@ impl<S: Store> Runner<S> {
                         return self.worked(at, job).await;
                     }
                     self.tell(News::Progress {
+                        extent: job.extent(),
                         step: job.step,
-                        done_bytes: job.done_bytes,
-                        total_bytes: job.total_bytes,
                     })
                     .await?;
                 }
@@ -489,8 +483,7 @@ impl<S: Store> Runner<S> {
             };
             self.tell(News::Progress {
                 step,
-                done_bytes: 0,
-                total_bytes: None,
+                extent: Extent::default(),
             })
             .await?;
             self.wait().await?;

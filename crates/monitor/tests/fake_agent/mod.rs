@@ -96,6 +96,8 @@ impl FakeAgent {
             step.clone_into(&mut job.step);
             job.done_bytes = done_bytes;
             job.total_bytes = total_bytes;
+            job.bytes_per_second = Some(100);
+            job.seconds_left = total_bytes.map(|total| (total - done_bytes) / 100);
         });
     }
 
@@ -157,6 +159,8 @@ fn running(id: JobId, work: Work) -> JobDocument {
         step: "beginning".to_owned(),
         done_bytes: 0,
         total_bytes: None,
+        bytes_per_second: None,
+        seconds_left: None,
         started: jiff::Timestamp::now().to_string(),
         ended: None,
         outcome: String::new(),

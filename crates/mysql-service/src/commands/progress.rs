@@ -1,9 +1,11 @@
 //! How long work goes: a bar on a terminal, a line now and then elsewhere; always on standard error.
 
+use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use api::job::Extent;
+use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 
 use crate::output;
 
@@ -33,28 +35,26 @@ impl Progress {
     }
 
     /// Shows how far it is.
-    pub(crate) fn show(&mut self, step: &str, done_bytes: u64, total_bytes: Option<u64>) {
+    pub(crate) fn show(&mut self, step: &str, extent: Extent) {
         let changed = self.last_step != step;
         if let Some(bar) = &self.bar {
             if changed {
-                // The rate is that of the step.
+                // The time is that of the step.
                 bar.reset_elapsed();
             }
-            match total_bytes.filter(|total| *total > 0) {
+            match extent.total_bytes.filter(|total| *total > 0) {
                 Some(total) => {
-                    bar.set_style(style(
-                        "{spinner} {msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}",
-                    ));
+                    bar.set_style(style("{spinner} {prefix} [{bar:30}] {msg}"));
                     bar.set_length(total);
                 }
-                None if done_bytes > 0 => bar.set_style(style("{spinner} {msg} {bytes} {bytes_per_sec}")),
-                None => bar.set_style(style("{spinner} {msg} {elapsed}")),
+                None => bar.set_style(style("{spinner} {prefix} {msg} {elapsed}")),
             }
-            bar.set_message(step.to_owned());
-            bar.set_position(done_bytes);
+            bar.set_prefix(step.to_owned());
+            bar.set_message(amount(extent));
+            bar.set_position(extent.done_bytes);
         } else if changed || self.last_line.is_none_or(|last| last.elapsed() >= LINE_PERIOD) {
             if !step.is_empty() {
-                output::say(&format!("  {}", describe(step, done_bytes, total_bytes)));
+                output::say(&format!("  {}", describe(step, extent)));
             }
             self.last_line = Some(Instant::now());
         }
@@ -85,17 +85,34 @@ fn style(template: &str) -> ProgressStyle {
 }
 
 /// A step and how far it is, in words.
-pub(crate) fn describe(step: &str, done_bytes: u64, total_bytes: Option<u64>) -> String {
-    match total_bytes.filter(|total| *total > 0) {
-        Some(total) => format!(
-            "{step}: {} of {} ({} %)",
-            HumanBytes(done_bytes),
-            HumanBytes(total),
-            u128::from(done_bytes) * 100 / u128::from(total)
-        ),
-        None if done_bytes > 0 => format!("{step}: {}", HumanBytes(done_bytes)),
-        None => step.to_owned(),
+pub(crate) fn describe(step: &str, extent: Extent) -> String {
+    match amount(extent) {
+        amount if amount.is_empty() => step.to_owned(),
+        amount => format!("{step}: {amount}"),
     }
+}
+
+/// How much is done, how fast, and how long the rest takes, as far as it is known.
+fn amount(extent: Extent) -> String {
+    let done = extent.done_bytes;
+    let mut text = match extent.total_bytes.filter(|total| *total > 0) {
+        Some(total) => format!(
+            "{} of {} ({} %)",
+            HumanBytes(done),
+            HumanBytes(total),
+            u128::from(done) * 100 / u128::from(total)
+        ),
+        None if done > 0 => HumanBytes(done).to_string(),
+        None => return String::new(),
+    };
+    // Writing to a String cannot fail.
+    if let Some(rate) = extent.bytes_per_second {
+        let _ = write!(text, ", {}/s", HumanBytes(rate));
+    }
+    if let Some(seconds) = extent.seconds_left {
+        let _ = write!(text, ", {} left", HumanDuration(Duration::from_secs(seconds)));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -104,11 +121,32 @@ mod tests {
 
     #[test]
     fn a_step_is_told_with_what_is_known() {
-        assert_eq!(describe("preparing", 0, None), "preparing");
-        assert_eq!(describe("copying", 1024, None), "copying: 1.00 KiB");
+        let extent = |done_bytes, total_bytes, bytes_per_second, seconds_left| Extent {
+            done_bytes,
+            total_bytes,
+            bytes_per_second,
+            seconds_left,
+        };
+        assert_eq!(describe("preparing", Extent::default()), "preparing");
         assert_eq!(
-            describe("copying", 1 << 20, Some(4 << 20)),
+            describe("copying", extent(1024, None, None, None)),
+            "copying: 1.00 KiB"
+        );
+        assert_eq!(
+            describe("copying", extent(1 << 20, Some(4 << 20), None, None)),
             "copying: 1.00 MiB of 4.00 MiB (25 %)"
+        );
+        assert_eq!(
+            describe(
+                "copying",
+                extent(1 << 30, Some(4 << 30), Some(64 << 20), Some(48))
+            ),
+            "copying: 1.00 GiB of 4.00 GiB (25 %), 64.00 MiB/s, 48 seconds left"
+        );
+        // It stands still.
+        assert_eq!(
+            describe("copying", extent(1 << 20, Some(4 << 20), Some(0), None)),
+            "copying: 1.00 MiB of 4.00 MiB (25 %), 0 B/s"
         );
     }
 }

@@ -82,10 +82,7 @@ pub(crate) fn render(cluster: &ClusterDocument, style: Style) -> String {
     }
     for work in &cluster.work {
         let progress = work.progress.as_ref().map_or_else(String::new, |progress| {
-            format!(
-                " ({})",
-                describe(&progress.step, progress.done_bytes, progress.total_bytes)
-            )
+            format!(" ({})", describe(&progress.step, progress.extent()))
         });
         let _ = writeln!(text, "\nRunning: {}: {}{progress}", work.operation, work.title);
     }

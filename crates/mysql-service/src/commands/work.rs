@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use api::FORMAT;
 use api::client::{Answer, Client, Error};
-use api::job::{JobDocument, JobRequest, JobState, Work};
+use api::job::{Extent, JobDocument, JobRequest, JobState, Work};
 use api::operation::{Accepted, OperationDocument, OperationState, StepState};
 use instance::config::InstanceConfig;
 use mysql_client::credentials::SecretFile;
@@ -210,7 +210,7 @@ async fn follow_job(agent: &Client, id: &JobId) -> Result<JobDocument, Failure> 
                 if job.state.is_final() {
                     return Ok(job);
                 }
-                progress.show(&job.step, job.done_bytes, job.total_bytes);
+                progress.show(&job.step, job.extent());
             }
             // An agent that restarts says afterwards what became of its work.
             Err(Error::Unreachable { .. }) if heard.elapsed() < SILENCE => {}
@@ -316,12 +316,8 @@ async fn follow_operation(client: &Client, id: &OperationId) -> Result<Operation
                     return Ok(operation);
                 }
                 match &operation.progress {
-                    Some(now) => progress.show(
-                        &format!("{}: {}", now.instance, now.step),
-                        now.done_bytes,
-                        now.total_bytes,
-                    ),
-                    None => progress.show(current_step(&operation), 0, None),
+                    Some(now) => progress.show(&format!("{}: {}", now.instance, now.step), now.extent()),
+                    None => progress.show(current_step(&operation), Extent::default()),
                 }
             }
             // A monitor that restarts goes on with what it began.

@@ -198,9 +198,14 @@ async fn a_backup_that_is_cancelled_or_killed_leaves_no_backup() {
         limit_bytes_per_second: Some(100_000),
     };
     agent.submit("slow", slow.clone()).await.unwrap();
-    until("bytes were copied", LIMIT, async || {
-        agent.job("slow").await.done_bytes > 0
-    })
+    until(
+        "it tells how far it is and how long it takes",
+        LIMIT,
+        async || {
+            let job = agent.job("slow").await;
+            job.done_bytes > 0 && job.bytes_per_second > Some(0) && job.seconds_left > Some(0)
+        },
+    )
     .await;
     let error = agent.submit("second", full_backup()).await.unwrap_err();
     assert!(error.to_string().contains("slow"), "{error}");

@@ -177,6 +177,16 @@ async fn a_copy_that_breaks_off_leaves_a_clear_stop_and_is_made_again(flavor: Fl
 
     // The donor ends it.
     pair.begin_slowly("donor-ends").await;
+    until(
+        "it tells how far it is, and how fast it goes",
+        LIMIT,
+        async || {
+            let job = pair.taker.job("donor-ends").await;
+            assert!(!job.state.is_final(), "{job:?}");
+            job.done_bytes > 0 && job.total_bytes.is_some() && job.bytes_per_second.is_some()
+        },
+    )
+    .await;
     let jobs: api::job::Jobs = pair.donor.client.get("/api/v1/jobs").await.unwrap();
     let giving = jobs.jobs.iter().find(|job| !job.state.is_final()).unwrap();
     cancel(&pair.donor, giving.id.as_str()).await;

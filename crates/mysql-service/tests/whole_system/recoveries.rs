@@ -55,8 +55,8 @@ async fn begin(cluster: &TestCluster, words: &[&str]) -> String {
     begun["operation"].as_str().unwrap().to_owned()
 }
 
-/// A MySQL clone tells late how far it is, and may be over by then.
-async fn until_copied_in_part(cluster: &TestCluster, id: &str) {
+/// Waits for the step, not for bytes: the first of these may be the last.
+async fn until_its_copy_has_begun(cluster: &TestCluster, id: &str) {
     until("it is being copied", async || {
         let operation = operation(cluster, id).await.unwrap();
         assert!(!operation.state.is_final(), "{operation:#?}");
@@ -91,7 +91,7 @@ async fn a_copy_of_a_running_server_survives_its_agents_and_gives_way(flavor: Fl
 
     // The new instance's agent is killed in the middle, then the donor's.
     let id = begin(&cluster, &["scale-out", "mysql-server-3", "--from", "donor"]).await;
-    until_copied_in_part(&cluster, &id).await;
+    until_its_copy_has_begun(&cluster, &id).await;
     cluster.cluster.restart("mysql-server-3").unwrap();
     until("it is begun again", async || {
         let operation = operation(&cluster, &id).await.unwrap();
@@ -102,7 +102,7 @@ async fn a_copy_of_a_running_server_survives_its_agents_and_gives_way(flavor: Fl
             .any(|warning| warning.starts_with("begun again"))
     })
     .await;
-    until_copied_in_part(&cluster, &id).await;
+    until_its_copy_has_begun(&cluster, &id).await;
     cluster.cluster.restart("mysql-server-2").unwrap();
     write(&cluster, 2).await;
     let done = end_of(&cluster, &id).await;
@@ -115,7 +115,7 @@ async fn a_copy_of_a_running_server_survives_its_agents_and_gives_way(flavor: Fl
     cluster.run(&["detach", "mysql-server-3"]).await.expect(0);
     cluster.run(&["unregister", "mysql-server-3"]).await.expect(0);
     let id = begin(&cluster, &["scale-out", "mysql-server-3", "--from", "donor"]).await;
-    until_copied_in_part(&cluster, &id).await;
+    until_its_copy_has_begun(&cluster, &id).await;
     let plan = cluster.run(&["switchover", "--dry-run"]).await.expect(0);
     plan.explains("which is ended first");
     cluster.run(&["switchover", "--yes"]).await.expect(0);
@@ -127,7 +127,7 @@ async fn a_copy_of_a_running_server_survives_its_agents_and_gives_way(flavor: Fl
     assert_eq!((left.role, left.incarnation), (Role::Unregistered, None));
     write(&cluster, 3).await;
     let id = begin(&cluster, &["scale-out", "mysql-server-3", "--from", "donor"]).await;
-    until_copied_in_part(&cluster, &id).await;
+    until_its_copy_has_begun(&cluster, &id).await;
     cluster.run(&["backup", "cancel", &id]).await.expect(0);
     assert_eq!(end_of(&cluster, &id).await.state, OperationState::Cancelled);
     cluster

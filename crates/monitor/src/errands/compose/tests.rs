@@ -193,6 +193,8 @@ fn restored(from: RestoreSource, bytes_per_second: u64) -> JobDocument {
         step: String::new(),
         done_bytes: 0,
         total_bytes: None,
+        bytes_per_second: None,
+        seconds_left: None,
         started: String::new(),
         ended: Some("2026-11-22T03:00:00Z".to_owned()),
         outcome: String::new(),
