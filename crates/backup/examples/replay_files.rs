@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use backup::replay::{Have, LeftOut, LocalHistory, Target, Wish, apply, plan_local, settings_before};
 use mysql_client::credentials::{Login, Password};
-use mysql_client::replay::relaxed_settings;
+use mysql_client::replay::{Durability, replay_settings};
 use mysql_client::{Endpoint, Server};
 
 #[tokio::main(flavor = "current_thread")]
@@ -21,18 +21,15 @@ async fn main() -> anyhow::Result<()> {
     let login = Login::new("root", Password::new(""));
     let endpoint = Endpoint::Socket(socket.into());
     let mut server = Server::connect(&endpoint, &login, Duration::from_mins(10)).await?;
-    let workers = std::env::var("WORKERS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(4);
     let before = settings_before(&mut server).await?;
-    let mut settings = relaxed_settings(server.flavor(), workers);
-    match how.as_str() {
-        "relaxed" => {}
+    let durability = match how.as_str() {
+        "relaxed" => Durability::Relaxed,
         // As the server is, but for its relay log, which a client that pipes statements does not have.
-        "durable" => settings.retain(|name, _| name.contains("parallel") || name == "sync_relay_log"),
+        "durable" => Durability::Kept,
         _ => bail!("relaxed or durable, not {how}"),
-    }
+    };
+    let processors = std::thread::available_parallelism()?.get();
+    let settings = replay_settings(server.flavor(), durability, u32::try_from(processors)?);
     let have = Have::transactions(&server.transactions().await?);
     let planning = Instant::now();
     let plan = plan_local(&files, &have, &Target::End, LeftOut::default()).await?;

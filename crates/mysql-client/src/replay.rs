@@ -33,25 +33,62 @@ pub struct ReplayState {
     pub relay_log_bytes: u64,
 }
 
-/// What makes a replay fast and is not for ordinary days. A crash of the process alone loses nothing: every commit
-/// is with the operating system when the next one begins. A crash of the machine may.
-///
-/// A MariaDB server applies fastest with one thread (`workers` is ignored): its parallel appliers commit in order and
-/// wait for each other. MySQL's gain with each processor.
+/// What becomes of the commits of a replay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Each is on the disk before the next one of its applier begins, as the server has it set.
+    Kept,
+    /// Each is with the operating system: a crash of the process alone loses nothing, one of the machine may.
+    Relaxed,
+}
+
+/// The settings that make no commit more or less durable by themselves. A server or file system that does not know
+/// one does without.
+const FOR_SPEED_ALONE: [&str; 1] = ["innodb_log_file_buffering"];
+
+fn is_for_speed_alone(name: &str) -> bool {
+    FOR_SPEED_ALONE.contains(&name)
+}
+
+/// What a server runs with during a replay, on a machine with so many processors.
 #[must_use]
-pub fn relaxed_settings(flavor: Flavor, workers: u32) -> Settings {
-    let (workers_name, workers) = match flavor {
-        Flavor::Mariadb => ("slave_parallel_threads", 0),
-        Flavor::Mysql => ("replica_parallel_workers", workers),
-    };
-    [
-        ("sync_binlog", 0),
-        ("sync_relay_log", 0),
-        ("innodb_flush_log_at_trx_commit", 2),
-        (workers_name, workers),
-    ]
-    .map(|(name, value)| (name.to_owned(), value.to_string()))
-    .into()
+pub fn replay_settings(flavor: Flavor, durability: Durability, processors: u32) -> Settings {
+    let (workers_name, workers) = appliers(flavor, durability, processors);
+    // The relay log of a replay can be fetched again.
+    let mut settings = vec![("sync_relay_log", 0), (workers_name, workers)];
+    if durability == Durability::Relaxed {
+        settings.extend([("sync_binlog", 0), ("innodb_flush_log_at_trx_commit", 2)]);
+        if flavor == Flavor::Mariadb {
+            // MariaDB 10.8 and newer bypass the operating system's cache: even a commit that is not flushed waits for
+            // the disk, which is most of the time of a small transaction.
+            settings.push(("innodb_log_file_buffering", 1));
+        }
+    }
+    settings
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_string()))
+        .collect()
+}
+
+/// The setting that says how many appliers there are, and their number.
+///
+/// A durable commit waits for the disk, and those that wait together are written together: many appliers, however few
+/// the processors. MariaDB's begin before they know whether they get in each other's way and start over when they do,
+/// which the larger number makes dearer than it gains.
+///
+/// A relaxed commit waits for nothing. MariaDB is fastest with one thread that fetches from the relay log and applies:
+/// its parallel appliers commit in order and wait for each other. MySQL hands each transaction to an applier whatever
+/// their number, and gains with more of them than processors.
+fn appliers(flavor: Flavor, durability: Durability, processors: u32) -> (&'static str, u32) {
+    match (flavor, durability) {
+        (Flavor::Mariadb, Durability::Relaxed) => ("slave_parallel_threads", 0),
+        (Flavor::Mariadb, Durability::Kept) => ("slave_parallel_threads", 16),
+        (Flavor::Mysql, Durability::Relaxed) => (
+            "replica_parallel_workers",
+            processors.saturating_mul(4).clamp(8, 32),
+        ),
+        (Flavor::Mysql, Durability::Kept) => ("replica_parallel_workers", 32),
+    }
 }
 
 impl Server {
@@ -61,37 +98,40 @@ impl Server {
         self.point(source, login, "0").await
     }
 
-    /// The values of the settings that `names` names.
+    /// The values of those settings of `names` that this server has.
     pub async fn global_settings(&mut self, names: impl Iterator<Item = &str>) -> Result<Settings, Error> {
-        let names: Vec<&str> = names.collect();
-        let columns: Vec<String> = names.iter().map(|name| format!("@@global.{name}")).collect();
-        let rows = self.query(&format!("SELECT {}", columns.join(", "))).await?;
-        let value = |index| rows.first().and_then(|row: &Row| row.value(index));
-        let settings = names.iter().enumerate().map(|(index, name)| {
-            let value = value(index).unwrap_or_default();
+        let names: Vec<String> = names.map(literal).collect();
+        let sql = format!(
+            "SHOW GLOBAL VARIABLES WHERE Variable_name IN ({})",
+            names.join(", ")
+        );
+        let rows = self.query(&sql).await?;
+        let settings = rows.iter().filter_map(|row: &Row| {
             // Some are numbers under a name.
-            let value = match value {
+            let value = match row.value(1)? {
                 "ON" => "1",
                 "OFF" => "0",
                 other => other,
             };
-            ((*name).to_owned(), value.to_owned())
+            Some((row.value(0)?.to_owned(), value.to_owned()))
         });
         Ok(settings.collect())
     }
 
-    /// Sets each, and reads back whether it is so. Settings that have the value already are left alone.
+    /// Sets each, and reads back whether it is so. Settings that have the value already are left alone, and so are
+    /// those for speed alone that this server or its file system does not know.
     pub async fn set_global_settings(&mut self, settings: &Settings) -> Result<(), Error> {
         let now = self.global_settings(settings.keys().map(String::as_str)).await?;
         for (name, value) in settings {
-            if now.get(name) != Some(value) {
+            let is_known = now.contains_key(name) || !is_for_speed_alone(name);
+            if is_known && now.get(name) != Some(value) {
                 self.execute(&format!("SET GLOBAL {name} = {value}")).await?;
             }
         }
         let now = self.global_settings(settings.keys().map(String::as_str)).await?;
         match settings
             .iter()
-            .find(|(name, value)| now.get(*name) != Some(value))
+            .find(|(name, value)| now.get(*name) != Some(value) && !is_for_speed_alone(name))
         {
             None => Ok(()),
             Some((name, value)) => Err(Error::Unexpected(format!(
@@ -153,6 +193,52 @@ impl Server {
                 let sql = format!("SET GLOBAL gtid_purged = {}", literal(&format!("+{position}")));
                 self.execute(&sql).await
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number(settings: &Settings, name: &str) -> Option<u32> {
+        settings.get(name).map(|value| value.parse().unwrap())
+    }
+
+    #[test]
+    fn the_number_of_appliers_depends_on_what_a_commit_waits_for() {
+        let appliers = |flavor, durability, processors| {
+            let settings = replay_settings(flavor, durability, processors);
+            let mut counts = ["slave_parallel_threads", "replica_parallel_workers"]
+                .into_iter()
+                .filter_map(|name| number(&settings, name));
+            let count = counts.next().unwrap();
+            assert_eq!(counts.next(), None, "{settings:?}");
+            count
+        };
+        for processors in [1, 2, 64, u32::MAX] {
+            assert_eq!(appliers(Flavor::Mariadb, Durability::Relaxed, processors), 0);
+            assert_eq!(appliers(Flavor::Mariadb, Durability::Kept, processors), 16);
+            assert_eq!(appliers(Flavor::Mysql, Durability::Kept, processors), 32);
+        }
+        let relaxed = |processors| appliers(Flavor::Mysql, Durability::Relaxed, processors);
+        assert_eq!([1, 2, 4, 8, 16, u32::MAX].map(relaxed), [8, 8, 16, 32, 32, 32]);
+    }
+
+    #[test]
+    fn what_makes_commits_durable_is_left_alone_when_they_are_to_stay_so() {
+        for flavor in [Flavor::Mariadb, Flavor::Mysql] {
+            let kept = replay_settings(flavor, Durability::Kept, 2);
+            assert!(
+                !kept
+                    .keys()
+                    .any(|name| name.contains("innodb") || name == "sync_binlog"),
+                "{kept:?}"
+            );
+            let relaxed = replay_settings(flavor, Durability::Relaxed, 2);
+            assert_eq!(number(&relaxed, "sync_binlog"), Some(0));
+            // 0 would lose commits that the binlog has when the process is killed.
+            assert_eq!(number(&relaxed, "innodb_flush_log_at_trx_commit"), Some(2));
         }
     }
 }

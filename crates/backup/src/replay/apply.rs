@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use mysql_client::credentials::{Login, Password};
-use mysql_client::replay::{ReplayState, Settings, relaxed_settings};
+use mysql_client::replay::{Durability, ReplayState, Settings, replay_settings};
 use mysql_client::replication_server::{History, Identity, Owned, ReplicationServer, Service};
 use mysql_client::{Error, Server};
 use topology::gtid::Transactions;
@@ -28,7 +28,7 @@ pub struct Wish {
     pub reached: Owned,
     /// The ids of the servers whose transactions are in the history.
     pub served_ids: BTreeSet<u32>,
-    /// What the server runs with meanwhile, such as [`relaxed_settings`](mysql_client::replay::relaxed_settings).
+    /// What the server runs with meanwhile, such as [`replay_settings`](mysql_client::replay::replay_settings).
     pub settings: Settings,
 }
 
@@ -92,7 +92,7 @@ pub async fn apply<H: History>(
 /// # Errors
 /// When the server does not answer.
 pub async fn settings_before(server: &mut Server) -> Result<Settings, Error> {
-    let relaxed = relaxed_settings(server.flavor(), 1);
+    let relaxed = replay_settings(server.flavor(), Durability::Relaxed, 1);
     server.global_settings(relaxed.keys().map(String::as_str)).await
 }
 

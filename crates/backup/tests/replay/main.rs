@@ -6,7 +6,7 @@ mod history;
 mod work;
 
 use backup::replay::{Have, LeftOut, LocalHistory, Target, Wish, apply, plan_local, settings_before};
-use mysql_client::replay::relaxed_settings;
+use mysql_client::replay::{Durability, Settings, replay_settings};
 use mysql_client::replication_server::Owned;
 use mysql_client::{ReadOnly, Server};
 use sandbox::server::BareServer;
@@ -34,6 +34,7 @@ async fn every_step_is_reached_exactly(flavor: Flavor) {
     let replica = BareServer::start_with(flavor, work::SETTINGS).await.unwrap();
     let mut root = replica.connect_as_root().await.unwrap();
     let before = settings_before(&mut root).await.unwrap();
+    settings_are_relaxed_and_put_back(&mut root, &before).await;
     for (step, sums) in &done {
         let last = recorded.gtids[recorded.last_of(&step.executed)].clone();
         let have = Have::transactions(&root.transactions().await.unwrap());
@@ -43,7 +44,7 @@ async fn every_step_is_reached_exactly(flavor: Flavor) {
         let wish = Wish {
             reached: plan.reached,
             served_ids: plan.served_ids,
-            settings: relaxed_settings(flavor, 4),
+            settings: replay_settings(flavor, Durability::Relaxed, 4),
         };
         let history = LocalHistory {
             ranges: plan.ranges,
@@ -66,6 +67,27 @@ async fn every_step_is_reached_exactly(flavor: Flavor) {
             "the settings are back"
         );
     }
+}
+
+/// Each setting that the server has is changed, one that it lacks is an error unless it is for speed alone, and
+/// everything is as before afterwards.
+async fn settings_are_relaxed_and_put_back(root: &mut Server, before: &Settings) {
+    let relaxed = replay_settings(root.flavor(), Durability::Relaxed, 2);
+    root.set_global_settings(&relaxed).await.unwrap();
+    let now = settings_before(root).await.unwrap();
+    assert_eq!(now, relaxed);
+    assert_ne!(&now, before);
+    let unknown = if root.flavor() == Flavor::Mysql {
+        let buffered = Settings::from([("innodb_log_file_buffering".to_owned(), "1".to_owned())]);
+        root.set_global_settings(&buffered).await.unwrap();
+        "slave_parallel_threads"
+    } else {
+        "replica_parallel_workers"
+    };
+    let unknown = Settings::from([(unknown.to_owned(), "1".to_owned())]);
+    root.set_global_settings(&unknown).await.unwrap_err();
+    root.set_global_settings(before).await.unwrap();
+    assert_eq!(&settings_before(root).await.unwrap(), before);
 }
 
 struct Done {

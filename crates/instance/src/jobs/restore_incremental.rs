@@ -21,7 +21,7 @@ use backup::replay::{
 use backup::store::Store;
 use jiff::Timestamp;
 use mysql_client::binlog::Gtid;
-use mysql_client::replay::relaxed_settings;
+use mysql_client::replay::{Durability, replay_settings};
 use mysql_client::replication_server::{History, Owned};
 use mysql_client::{Endpoint, Server};
 use serde_json::json;
@@ -233,7 +233,7 @@ async fn prepare(
     target: &Target,
     mut left_out: LeftOut,
 ) -> Result<Prepared, JobError> {
-    let settings = relaxed_settings(server.flavor(), appliers());
+    let settings = replay_settings(server.flavor(), Durability::Relaxed, processors());
     let files = match binlogs {
         Binlogs::Any => local_binlogs(tools)?,
         Binlogs::Archive => Vec::new(),
@@ -285,10 +285,10 @@ async fn prepare(
     })
 }
 
-/// MySQL's appliers wait for each other's commits: more of them than processors.
-fn appliers() -> u32 {
+/// Of this machine, as far as this process may use them.
+fn processors() -> u32 {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    u32::try_from(2 * processors).unwrap_or(u32::MAX).clamp(4, 32)
+    u32::try_from(processors).unwrap_or(u32::MAX)
 }
 
 pub(super) fn refused(error: PlanError) -> JobError {
@@ -366,11 +366,9 @@ async fn replay<H: History>(
     let data_directory = &tools.config.data_directory;
     let interrupted = Marker::load(data_directory)?;
     let is_new = interrupted.is_none();
-    let before = match interrupted {
-        // A replay before this one did not come to its end: what it found is what counts.
-        Some(marker) => marker.before,
-        None => settings_before(&mut server).await?,
-    };
+    let mut before = settings_before(&mut server).await?;
+    // A replay before this one did not come to its end: what it found is what counts.
+    before.extend(interrupted.map(|marker| marker.before).unwrap_or_default());
     Marker::new(before.clone())?.store(data_directory)?;
     // ▲ Asked once more, with a report that tells of the marker: from now on the monitor gives it no role.
     if let Err(error) = check_role(tools).await {

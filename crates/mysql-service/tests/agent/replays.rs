@@ -133,6 +133,11 @@ pub(crate) async fn as_before_but_for_the_data(agent: &TestAgent) {
     let sql = "SELECT CONCAT_WS(' ', @@sync_binlog, @@innodb_flush_log_at_trx_commit, @@sync_relay_log)";
     let settings = root.query_value(sql).await.unwrap().unwrap();
     assert_eq!(settings, "1 1 1");
+    let appliers = match root.flavor() {
+        Flavor::Mariadb => "SELECT @@slave_parallel_threads",
+        Flavor::Mysql => "SELECT @@replica_parallel_workers",
+    };
+    assert_eq!(root.query_value(appliers).await.unwrap().unwrap(), "4");
     assert!(root.is_read_only().await.unwrap());
     assert!(!agent.path("data/.mysql-service-replaying").exists());
 }
