@@ -1,7 +1,7 @@
 //! Which full backups a store has: those with a manifest.
 
 use crate::full::{FOLDER, MANIFEST_NAME};
-use crate::manifest::{BackupId, MANIFEST_FORMAT, Manifest};
+use crate::manifest::{BackupId, Manifest};
 use crate::store::{Store, StoreError};
 
 /// A backup as the catalogue has it.
@@ -106,19 +106,7 @@ pub fn manifest_name(id: &BackupId) -> String {
 /// # Errors
 /// What is wrong with it, in a sentence.
 pub fn parse(id: &BackupId, text: &[u8]) -> Result<Manifest, String> {
-    /// A newer format may have fields that this version does not know.
-    #[derive(serde::Deserialize)]
-    struct Head {
-        format: u32,
-    }
-    let head: Head = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-    if head.format > MANIFEST_FORMAT {
-        return Err(format!(
-            "it has format {}; this version reads up to {MANIFEST_FORMAT}: use a newer mysql-service",
-            head.format
-        ));
-    }
-    let manifest: Manifest = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    let manifest = Manifest::parse(text)?;
     if manifest.id != *id {
         return Err(format!("it is the manifest of {}", manifest.id));
     }

@@ -290,7 +290,7 @@ impl Begun {
         see_segments(&self.store, manifest).await?;
         match self
             .store
-            .put_once(&self.name(MANIFEST_NAME), document(manifest))
+            .put_once(&self.name(MANIFEST_NAME), manifest.document().into())
             .await?
         {
             PutOnce::Written | PutOnce::Same => {}

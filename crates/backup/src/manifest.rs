@@ -1,17 +1,23 @@
 //! The manifest of a full backup: written last, it makes a backup of what is in the store.
 //!
-//! Everything that a restore checks stands here: each file with length and SHA-256, each segment likewise.
+//! Everything that a restore checks stands here: each file with length and SHA-256, each segment likewise. What the copy has
+//! and where it ends stands nowhere else, so the document ends with a SHA-256 of itself.
 
 use std::fmt;
 use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use topology::gtid::Transactions;
 use topology::{ClusterId, Flavor, Incarnation, InstanceId, ServerId, ServerUuid, Version};
 
-/// The format that this version writes. Older ones are read, newer ones refused.
-pub const MANIFEST_FORMAT: u32 = 1;
+/// The format that this version writes. Older ones are read, newer ones refused. From 2 on the document ends with a SHA-256
+/// of everything before it. No single flipped bit makes a 1 of the 2.
+pub const MANIFEST_FORMAT: u32 = 2;
+
+/// The last format without a checksum.
+const UNCHECKED_FORMAT: u32 = 1;
 
 /// A backup's name: when it began, in UTC, as `2026_11_22_03_00_00_bak`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -103,6 +109,57 @@ pub struct Manifest {
     pub segments: Vec<Segment>,
     /// The files, in the order of their paths.
     pub files: Vec<File>,
+}
+
+impl Manifest {
+    /// The document as it is stored.
+    #[must_use]
+    pub fn document(&self) -> Vec<u8> {
+        // It has text keys and plain values, which always can be printed.
+        let mut text = serde_json::to_vec_pretty(self).unwrap_or_default();
+        text.truncate(text.len().saturating_sub(END.len()));
+        let checksum = checksum(&text);
+        text.extend(checksum.as_bytes());
+        text
+    }
+
+    /// Reads a document of this format or an older one.
+    ///
+    /// # Errors
+    /// What is wrong with it, in a sentence.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        /// A newer format may have fields that this version does not know.
+        #[derive(Deserialize)]
+        struct Head {
+            format: u32,
+        }
+        let read = |error: serde_json::Error| error.to_string();
+        let head: Head = serde_json::from_slice(text).map_err(read)?;
+        if head.format > MANIFEST_FORMAT {
+            return Err(format!(
+                "it has format {}; this version reads up to {MANIFEST_FORMAT}: use a newer mysql-service",
+                head.format
+            ));
+        }
+        if head.format == UNCHECKED_FORMAT {
+            return serde_json::from_slice(text).map_err(read);
+        }
+        let body = text.len().saturating_sub(checksum(&[]).len());
+        let (body, end) = text.split_at(body);
+        if end != checksum(body).as_bytes() {
+            return Err("it is damaged: its checksum does not fit".to_owned());
+        }
+        serde_json::from_slice(&[body, END.as_bytes()].concat()).map_err(read)
+    }
+}
+
+/// What the JSON of a manifest ends in.
+const END: &str = "\n}";
+
+/// What stands there instead: the checksum of everything before, and the end.
+fn checksum(body: &[u8]) -> String {
+    let sha256 = crate::pack::hex(&Sha256::digest(body));
+    format!(",\n  \"manifest_sha256\": \"{sha256}\"{END}\n")
 }
 
 /// The server that was copied.
@@ -220,5 +277,84 @@ mod tests {
         ] {
             assert!(text.parse::<BackupId>().is_err(), "{text}");
         }
+    }
+
+    fn manifest() -> Manifest {
+        let gtid = "0-1-4711";
+        Manifest {
+            format: MANIFEST_FORMAT,
+            id: "2026_11_22_03_04_03_bak".parse().unwrap(),
+            cluster: "00000000-0000-4000-8000-000000000001".parse().unwrap(),
+            source: Source {
+                instance: "mysql-server-1".parse().unwrap(),
+                incarnation: "00000000-0000-4000-8000-000000000002".parse().unwrap(),
+                server_id: ServerId(7),
+                server_uuid: None,
+                flavor: Flavor::Mariadb,
+                version: "10.11.19".to_owned().try_into().unwrap(),
+            },
+            started: Timestamp::UNIX_EPOCH,
+            ended: Timestamp::UNIX_EPOCH,
+            position: BackupPosition {
+                binlog_file: "binlog.000007".to_owned(),
+                binlog_offset: 4711,
+                gtid: gtid.to_owned(),
+                transactions: Transactions::parse_mariadb(gtid, gtid).unwrap(),
+            },
+            tool: Tool {
+                name: "mariadb-backup".to_owned(),
+                version: "10.11.19".to_owned(),
+                options: vec!["--backup".to_owned()],
+            },
+            packing: Packing::Zstd { level: 3 },
+            segments: vec![Segment {
+                name: "0001.xbstream.zst".to_owned(),
+                length: 9,
+                sha256: "00".to_owned(),
+            }],
+            files: vec![File {
+                path: "ibdata1".to_owned(),
+                length: 12,
+                sha256: "11".to_owned(),
+                segment: 0,
+            }],
+        }
+    }
+
+    #[test]
+    fn no_flipped_bit_and_no_cut_of_a_manifest_goes_unnoticed() {
+        let whole = manifest().document();
+        assert_eq!(Manifest::parse(&whole), Ok(manifest()));
+        // Other tools read it, too.
+        let value: serde_json::Value = serde_json::from_slice(&whole).unwrap();
+        assert_eq!(value["position"]["gtid"], "0-1-4711");
+        for bit in 0..whole.len() * 8 {
+            let mut damaged = whole.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(
+                Manifest::parse(&damaged).is_err(),
+                "{}",
+                String::from_utf8_lossy(&damaged)
+            );
+        }
+        for length in 0..whole.len() {
+            assert!(Manifest::parse(&whole[..length]).is_err(), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_of_before_there_was_a_checksum_is_read_and_a_newer_one_refused() {
+        let old = Manifest {
+            format: UNCHECKED_FORMAT,
+            ..manifest()
+        };
+        assert_eq!(Manifest::parse(&serde_json::to_vec(&old).unwrap()), Ok(old));
+        let bare = serde_json::to_vec(&manifest()).unwrap();
+        assert!(Manifest::parse(&bare).unwrap_err().contains("checksum"));
+        let newer = Manifest {
+            format: MANIFEST_FORMAT + 1,
+            ..manifest()
+        };
+        assert!(Manifest::parse(&newer.document()).unwrap_err().contains("newer"));
     }
 }

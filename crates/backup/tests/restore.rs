@@ -9,7 +9,7 @@ use std::process::Command;
 use age::secrecy::ExposeSecret as _;
 use backup::catalogue;
 use backup::full::{Begun, FullError, PackingPlan};
-use backup::manifest::{BackupPosition, Manifest, Packing, Source, Tool};
+use backup::manifest::{BackupPosition, MANIFEST_FORMAT, Manifest, Packing, Source, Tool};
 use backup::restore::Reading;
 use backup::store::{Keys, Store};
 use backup::throttle::{Rate, Stop};
@@ -94,7 +94,7 @@ async fn make(store: &Store, bytes: Vec<u8>, time: &str) -> Result<Manifest, Ful
     .await
     .unwrap()?;
     let manifest = Manifest {
-        format: 1,
+        format: MANIFEST_FORMAT,
         id: begun.id().clone(),
         cluster: cluster(),
         source: Source {

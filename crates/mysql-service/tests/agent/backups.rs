@@ -118,8 +118,7 @@ async fn a_backup_is_in_the_store_with_its_manifest_and_restores_by_hand() {
     let name = job.result.unwrap()["backup"].as_str().unwrap().to_owned();
 
     let folder = agent.store_directory().join("full").join(&name);
-    let manifest: Manifest =
-        serde_json::from_slice(&fs::read(folder.join("manifest.json")).unwrap()).unwrap();
+    let manifest: Manifest = Manifest::parse(&fs::read(folder.join("manifest.json")).unwrap()).unwrap();
     assert_eq!(manifest.source.instance.as_str(), "mysql-server-1");
     let own = agent
         .root()

@@ -1,0 +1,128 @@
+//! What became of real backups in the store: damage in each of their objects is found, named, and nobody restores it.
+
+use std::fs;
+use std::path::Path;
+
+use age::secrecy::ExposeSecret as _;
+use api::job::{JobState, Work};
+use topology::Flavor;
+
+use crate::backups::{full_backup, with_store};
+use crate::harness::TestAgent;
+use crate::on_both_flavors;
+use crate::restores::{checksum, fill_table, gtids};
+use crate::starts::refused;
+
+on_both_flavors! {
+    damage_in_any_object_of_an_encrypted_backup_is_found_and_not_restored;
+}
+
+/// How an object is damaged.
+#[derive(Debug, Clone, Copy)]
+enum Damage {
+    Bit,
+    Cut,
+    Gone,
+}
+
+impl Damage {
+    fn inflict(self, path: &Path, whole: &[u8]) {
+        let mut bytes = whole.to_vec();
+        match self {
+            // Of a manifest: the last digit of the position that a restored server is told it has.
+            Self::Bit => {
+                let gtid = whole.windows(9).position(|part| part == b"\"gtid\": \"");
+                let digit = gtid.map(|at| {
+                    let text = at + 9;
+                    text + whole[text..].iter().position(|byte| *byte == b'"').unwrap() - 1
+                });
+                bytes[digit.unwrap_or(whole.len() / 2)] ^= 1;
+            }
+            Self::Cut => bytes.truncate(whole.len() * 2 / 3),
+            Self::Gone => return fs::remove_file(path).unwrap(),
+        }
+        fs::write(path, bytes).unwrap();
+    }
+}
+
+fn wipe(agent: &TestAgent) {
+    for name in ["data", "binlog", "relay_log"] {
+        fs::remove_dir_all(agent.path(name)).unwrap();
+    }
+}
+
+async fn damage_in_any_object_of_an_encrypted_backup_is_found_and_not_restored(flavor: Flavor) {
+    let key = age::x25519::Identity::generate();
+    let keys = tempfile::TempDir::with_prefix("key-").unwrap();
+    let identity = keys.path().join("identity.txt");
+    fs::write(&identity, key.to_string().expose_secret()).unwrap();
+    fs::set_permissions(&identity, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let more = format!(
+        "backup_recipients = [\"{}\"]\nbackup_identity_file = \"{}\"\nrestore_from_store = true\n",
+        key.to_public(),
+        identity.display()
+    );
+    let (mut agent, _monitor) = with_store(flavor, &more).await;
+    fill_table(&agent).await;
+    let before = (checksum(&agent, "app.t").await, gtids(&agent, flavor).await);
+    let job = agent.run_job("backup", full_backup()).await;
+    let name = job.result.unwrap()["backup"].as_str().unwrap().to_owned();
+    let folder = agent.store_directory().join("full").join(&name);
+    let mut objects: Vec<_> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    objects.sort();
+    assert_eq!(objects.len(), 5, "{objects:?}");
+
+    let verify = |restore| Work::VerifyBackup {
+        backup: Some(name.clone()),
+        restore,
+    };
+    let mut number = 0;
+    for object in &objects {
+        let whole = fs::read(object).unwrap();
+        let called = object.file_name().unwrap().to_str().unwrap().to_owned();
+        let is_manifest = called == "manifest.json";
+        assert!(is_manifest || called.ends_with(".xbstream.zst.age"), "{called}");
+        for damage in [Damage::Bit, Damage::Cut, Damage::Gone] {
+            damage.inflict(object, &whole);
+            number += 1;
+            let id = format!("check-{number}");
+            agent.submit(&id, verify(false)).await.unwrap();
+            let job = agent.job_end(&id).await;
+            assert!(
+                matches!(job.state, JobState::Failed | JobState::Refused),
+                "{damage:?} of {called}: {job:?}"
+            );
+            let named = if is_manifest {
+                &name
+            } else {
+                called.trim_end_matches(".age")
+            };
+            assert!(
+                job.outcome.contains(named),
+                "{damage:?} of {called}: {}",
+                job.outcome
+            );
+            fs::write(object, &whole).unwrap();
+        }
+    }
+    agent.run_job("check-whole", verify(true)).await;
+
+    // An empty instance takes none of it, says so, and begins again when the backup is whole.
+    agent.terminate().await;
+    wipe(&agent);
+    for (object, words) in [(&objects[4], "checksum"), (&objects[1], "0002.xbstream.zst")] {
+        let whole = fs::read(object).unwrap();
+        Damage::Bit.inflict(object, &whole);
+        refused(&mut agent, words).await;
+        fs::write(object, &whole).unwrap();
+    }
+    agent.launch();
+    agent.until_running().await;
+    assert_eq!(
+        (checksum(&agent, "app.t").await, gtids(&agent, flavor).await),
+        before
+    );
+}
