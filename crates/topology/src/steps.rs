@@ -67,10 +67,17 @@ pub(crate) fn unfence(
     at: &InstanceId,
 ) -> Vec<Step> {
     let mut steps = Vec::new();
-    if situation
+    if let Some(seen) = situation
         .trusted(id)
-        .is_some_and(|seen| seen.semi_sync.replica_enabled || seen.semi_sync.replica_active)
+        .filter(|seen| seen.semi_sync.replica_enabled || seen.semi_sync.replica_active)
     {
+        let stands_still = seen.replication.as_ref().is_some_and(|replication| {
+            replication.receiver != Receiver::Stopped && !replication.applier_running
+        });
+        if stands_still && member.active {
+            // It was paused when it was shut out, and its receiver is not restarted under a stopped applier.
+            steps.push(Step::StartApplying { at: id.clone() });
+        }
         steps.push(Step::SetAcknowledging {
             at: id.clone(),
             on: false,
