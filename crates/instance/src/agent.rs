@@ -14,8 +14,8 @@ use service_manager::ServiceManager;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use topology::Generation;
 use topology::observation::ServerState;
+use topology::{Flavor, Generation};
 
 use crate::announce::{announce, announce_end};
 use crate::archiver;
@@ -65,6 +65,7 @@ pub async fn run(
     let contents = Contents::read(&config)?;
     replaying::refuse_after_a_crash_of_the_machine(&config.data_directory)?;
     let binaries = find_binaries(&config, &contents)?;
+    secrets.check_for(binaries.flavor)?;
     tracing::info!(
         "agent of {}: {binaries}, data in {}",
         config.id,
@@ -110,7 +111,7 @@ pub async fn run(
     for monitor in &monitors {
         around.spawn(heartbeat::beat(monitor.clone(), reporter.clone(), driver.clone()));
     }
-    around.spawn(take_reloads(reloads, driver));
+    around.spawn(take_reloads(reloads, binaries.flavor, driver));
     archiver::start(&archive, &mut around)?;
     around.spawn(replaying::tidy_up_when_running(&config, &secrets, &publish));
     around.spawn(looking);
@@ -195,9 +196,13 @@ fn load_secrets(config: &InstanceConfig) -> Result<SecretFile, SecretError> {
 }
 
 /// Hands what was read again to the driver, with the secrets that go with it.
-async fn take_reloads(mut reloads: Reloads, driver: mpsc::Sender<Event>) {
+async fn take_reloads(mut reloads: Reloads, flavor: Flavor, driver: mpsc::Sender<Event>) {
     while let Some(config) = reloads.recv().await {
-        match load_secrets(&config) {
+        let secrets = load_secrets(&config).and_then(|secrets| {
+            secrets.check_for(flavor)?;
+            Ok(secrets)
+        });
+        match secrets {
             Ok(secrets) => {
                 // A driver that has ended needs nothing any more.
                 drop(driver.send(Event::Reloaded(Box::new((config, secrets)))).await);

@@ -14,6 +14,8 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 use topology::{Address, Flavor, InstanceId};
 
+use crate::server_arguments;
+
 pub use backup_settings::{Compression, StoreOptions};
 
 /// Everything that an agent is told before it starts.
@@ -72,6 +74,9 @@ pub struct InstanceConfig {
     /// The user's own server settings: `*.cnf` of this directory, which win over the rendered ones.
     #[serde(default)]
     pub extra_configuration_directory: Option<PathBuf>,
+    /// More settings, as arguments of the server (`--max-connections=500`): stronger than those in files.
+    #[serde(default)]
+    pub server_arguments: Vec<String>,
     /// Who the server runs as when the agent is root: none means `mysql` where that user exists.
     #[serde(default)]
     pub user: Option<String>,
@@ -346,6 +351,10 @@ impl InstanceConfig {
     fn check(&self) -> Result<(), ConfigError> {
         let temporary = self.temporary();
         let invalid = |message: String| Err(ConfigError::Invalid(message));
+        let objections = server_arguments::objections(&self.server_arguments);
+        if !objections.is_empty() {
+            return invalid(format!("server_arguments: {}", objections.join("; ")));
+        }
         let all = self.directories();
         let temporary = [("temporary_directory", temporary.as_path())];
         for (key, path) in all.iter().chain(&temporary) {
@@ -524,6 +533,7 @@ mod tests {
             "temporary_directory",
             "run_directory",
             "extra_configuration_directory",
+            "server_arguments",
             "user",
             "memory",
             "server_dies_with_agent",
@@ -573,6 +583,7 @@ mod tests {
                 "backup_compression_level",
             ),
             ("backup_threads = 0", "backup_threads"),
+            ("server_arguments = [\"--log-bin\"]", "log-bin"),
             ("backup_recipients = [\"age1wrong\"]", "age1wrong"),
             ("restore_from_store = true", "backup_store"),
             ("backup_store = \"backups\"", "backup_store"),

@@ -187,7 +187,10 @@ pub enum ExtraSettingsError {
 
 /// Settings that keep the data safe or the server under the service's control, with the reason in a few words.
 /// A name that ends in `*` stands for all that begin so.
-const PROTECTED: [(&str, &str); 63] = [
+const PROTECTED: [(&str, &str); 66] = [
+    ("bootstrap", "it makes a data directory and serves nobody"),
+    ("initialize*", "it makes a data directory and serves nobody"),
+    ("daemonize", "the agent is the server's parent"),
     ("datadir", "the configuration names the directory"),
     ("user", "the configuration names the user"),
     (
@@ -350,7 +353,7 @@ fn is_server_group(group: &str) -> bool {
 
 /// The reason why an option is protected. Servers take `-` for `_`, prefixes such as `skip-`, `loose-` and
 /// `enable-`, and any unambiguous beginning of a name.
-fn protected(option: &str) -> Option<&'static str> {
+pub(crate) fn protected(option: &str) -> Option<&'static str> {
     let name = option.to_ascii_lowercase().replace('-', "_");
     let mut bare = name.as_str();
     while let Some(rest) = ["loose_", "skip_", "disable_", "enable_", "maximum_"]

@@ -11,7 +11,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use topology::{Flavor, Incarnation, InstanceId};
@@ -73,6 +73,16 @@ pub enum Start {
     Start(Identity),
     /// None: why, and what to do.
     Unclear(String),
+}
+
+/// Why a data directory is neither filled nor started: only a person can tell what is right.
+#[derive(Debug, thiserror::Error)]
+#[error("`{}`: {why}", .directory.display())]
+pub struct UnclearDirectory {
+    /// Which.
+    pub directory: PathBuf,
+    /// Why, and what to do.
+    pub why: String,
 }
 
 /// Decides the kind of start of `instance` from what is on disk.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use api::client::Client;
 use backup::catalogue;
 use mysql_client::credentials::SecretFile;
@@ -13,7 +13,7 @@ use topology::{ClusterId, Incarnation, InstanceId};
 
 use crate::config::InstanceConfig;
 use crate::configuration_file;
-use crate::data_directory::{self, Contents, RESTORING_MARKER, Start};
+use crate::data_directory::{self, Contents, RESTORING_MARKER, Start, UnclearDirectory};
 use crate::driver::{Event, Order, Refusal};
 use crate::heartbeat;
 use crate::identity::Identity;
@@ -84,7 +84,11 @@ pub(crate) async fn bring_about(
             Ok(identity)
         }
         Start::Restore { .. } => restore_at_start(parts, events).await,
-        Start::Unclear(why) => bail!("`{}`: {why}", config.data_directory.display()),
+        Start::Unclear(why) => Err(UnclearDirectory {
+            directory: config.data_directory.clone(),
+            why,
+        }
+        .into()),
     }
 }
 

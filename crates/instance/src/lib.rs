@@ -43,6 +43,7 @@ mod replaying;
 mod report;
 mod restore;
 pub mod server;
+mod server_arguments;
 mod sessions;
 mod start;
 mod stop;
@@ -53,5 +54,6 @@ pub mod user;
 pub mod version;
 
 pub use agent::{Reloads, run};
+pub use data_directory::UnclearDirectory;
 pub use first_start::WishesError;
 pub use misfit::SecretsMisfit;

@@ -47,6 +47,9 @@ pub(crate) fn take_over(current: &mut InstanceConfig, new: &InstanceConfig) -> D
     ) {
         difference.at_server_start.push("extra_configuration_directory");
     }
+    if replace(&mut current.server_arguments, &new.server_arguments) {
+        difference.at_server_start.push("server_arguments");
+    }
     difference.rest = current != new;
     difference
 }

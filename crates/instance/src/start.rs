@@ -86,6 +86,7 @@ impl Starter {
         let mut option = OsString::from("--defaults-file=");
         option.push(config.configuration_file());
         let arguments: Vec<OsString> = std::iter::once(option)
+            .chain(config.server_arguments.iter().map(OsString::from))
             .chain(more.iter().map(OsString::from))
             .collect();
         launcher

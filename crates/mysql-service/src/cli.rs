@@ -81,7 +81,7 @@ pub(crate) enum Command {
     Restore(Restore),
 
     /// Run the agent of one database server
-    Instance(Daemon),
+    Instance(InstanceDaemon),
     /// Run the monitor
     Monitor(Daemon),
     /// Run one proxy
@@ -302,6 +302,15 @@ pub(crate) struct Daemon {
         env = "MYSQL_SERVICE_LOG"
     )]
     pub(crate) log_filter: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InstanceDaemon {
+    #[command(flatten)]
+    pub(crate) daemon: Daemon,
+    /// Settings of the server, such as `-- --max-connections=500`; those that the service depends on are refused
+    #[arg(last = true, value_name = "--SETTING=VALUE")]
+    pub(crate) server_arguments: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

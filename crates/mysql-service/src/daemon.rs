@@ -5,8 +5,9 @@ use std::io;
 
 use anyhow::Context as _;
 use instance::binaries::BinariesError;
+use instance::configuration_file::ExtraSettingsError;
 use instance::version::VersionRefusal;
-use instance::{SecretsMisfit, WishesError};
+use instance::{SecretsMisfit, UnclearDirectory, WishesError};
 use mysql_client::credentials::SecretError;
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
@@ -205,6 +206,8 @@ fn is_configuration(error: &anyhow::Error) -> bool {
         || error.downcast_ref::<VersionRefusal>().is_some()
         || error.downcast_ref::<WishesError>().is_some()
         || error.downcast_ref::<BinariesError>().is_some()
+        || error.downcast_ref::<UnclearDirectory>().is_some()
+        || error.downcast_ref::<ExtraSettingsError>().is_some()
         || error.chain().any(is_address)
 }
 

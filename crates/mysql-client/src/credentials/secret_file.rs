@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 use hkdf::Hkdf;
 use sha2::Sha256;
 
+use topology::Flavor;
+
 use super::{Login, Password};
 
 /// Binds the derived agent token to its purpose.
@@ -90,6 +92,15 @@ pub enum SecretError {
         /// What is wrong with it, without its content.
         problem: &'static str,
     },
+    /// MySQL replicates with no password of this length.
+    #[error(
+        "repl_passwd has {bytes} bytes, and MySQL replicates with {LONGEST_REPLICATION_PASSWORD} at most: choose a \
+         shorter one"
+    )]
+    LongReplicationPassword {
+        /// Its length in bytes.
+        bytes: usize,
+    },
     /// A secret that is needed is nowhere.
     #[error("no `{key}`: put `{key}=…` into {origin}, or set {}", variable(key))]
     Missing {
@@ -110,27 +121,16 @@ pub enum SecretWarning {
         /// Its permission bits.
         mode: u32,
     },
-    /// MySQL refuses to replicate with a password of this length.
-    LongReplicationPassword {
-        /// Its length in bytes.
-        bytes: usize,
-    },
 }
 
 impl fmt::Display for SecretWarning {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exposed { path, mode } => write!(
-                formatter,
-                "{0} holds secrets and others may read it (mode {mode:04o}): chmod 600 {0}",
-                path.display()
-            ),
-            Self::LongReplicationPassword { bytes } => write!(
-                formatter,
-                "repl_passwd has {bytes} bytes: MySQL replicates with at most \
-                 {LONGEST_REPLICATION_PASSWORD} (MariaDB with more)"
-            ),
-        }
+        let Self::Exposed { path, mode } = self;
+        write!(
+            formatter,
+            "{0} holds secrets and others may read it (mode {mode:04o}): chmod 600 {0}",
+            path.display()
+        )
     }
 }
 
@@ -222,13 +222,22 @@ impl SecretFile {
                 }
             }
         }
-        if let Some(password) = file.values.get(REPL) {
-            let bytes = password.expose().len();
-            if bytes > LONGEST_REPLICATION_PASSWORD {
-                warnings.push(SecretWarning::LongReplicationPassword { bytes });
-            }
-        }
         Ok((file, warnings))
+    }
+
+    /// That servers of this flavor can work with them.
+    ///
+    /// # Errors
+    /// When `repl_passwd` is longer than MySQL replicates with.
+    pub fn check_for(&self, flavor: Flavor) -> Result<(), SecretError> {
+        let bytes = self
+            .values
+            .get(REPL)
+            .map_or(0, |password| password.expose().len());
+        if flavor == Flavor::Mysql && bytes > LONGEST_REPLICATION_PASSWORD {
+            return Err(SecretError::LongReplicationPassword { bytes });
+        }
+        Ok(())
     }
 
     /// `root`, which the agent uses over the socket.

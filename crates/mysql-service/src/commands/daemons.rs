@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use tokio::sync::mpsc;
 use toml::{Table, Value};
 
-use crate::cli::{Daemon, ExecServer, ProxyDaemon, ProxyMode};
+use crate::cli::{Daemon, ExecServer, InstanceDaemon, ProxyDaemon, ProxyMode};
 use crate::daemon;
 use crate::failure::{Failure, chain};
 
@@ -19,8 +19,12 @@ use crate::failure::{Failure, chain};
 const KILL: Signal = Signal::KILL;
 
 /// `instance`: the agent. It stops its server before it ends.
-pub(crate) fn instance(options: &Daemon) -> Result<(), Failure> {
-    let read = || daemon::configuration("instance", options, lain_defaults, InstanceConfig::parse);
+pub(crate) fn instance(options: &InstanceDaemon) -> Result<(), Failure> {
+    let flags = |table: &mut Table| {
+        lain_defaults(table);
+        server_arguments(&options.server_arguments, table);
+    };
+    let read = || daemon::configuration("instance", &options.daemon, flags, InstanceConfig::parse);
     let config = read()?;
     let ends_with_parent = config.die_with_parent.then_some(Signal::TERM);
     let (reload, reloads) = mpsc::unbounded_channel();
@@ -30,9 +34,21 @@ pub(crate) fn instance(options: &Daemon) -> Result<(), Failure> {
         Err(Failure::Usage(error)) => tracing::error!("SIGHUP: nothing is taken over: {}", chain(&error)),
         Err(failure) => tracing::error!("SIGHUP: nothing is taken over: {failure:?}"),
     };
-    daemon::run(options, ends_with_parent, read_again, |stop| {
+    daemon::run(&options.daemon, ends_with_parent, read_again, |stop| {
         instance::run(config, stop, reloads)
     })
+}
+
+/// What stands after `--`. The official images let the server's own name stand first.
+fn server_arguments(words: &[String], table: &mut Table) {
+    let settings = match words {
+        [first, rest @ ..] if matches!(first.as_str(), "mysqld" | "mariadbd") => rest,
+        all => all,
+    };
+    if !settings.is_empty() {
+        let settings = settings.iter().cloned().map(Value::String).collect();
+        table.insert("server_arguments".to_owned(), Value::Array(settings));
+    }
 }
 
 /// Weaker than everything else.

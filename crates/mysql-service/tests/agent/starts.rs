@@ -163,7 +163,7 @@ async fn what_is_unclear_is_refused_and_left_alone(flavor: Flavor) {
     // Somebody else's files.
     fs::create_dir_all(&data).unwrap();
     fs::write(data.join("letter.txt"), "dear").unwrap();
-    refused(&mut agent, "letter.txt").await;
+    assert_eq!(refused(&mut agent, "letter.txt").await, Some(2));
     assert_eq!(fs::read_to_string(data.join("letter.txt")).unwrap(), "dear");
     fs::remove_file(data.join("letter.txt")).unwrap();
     // Binlogs without data.
@@ -267,19 +267,23 @@ async fn settings_of_ones_own_win_unless_they_are_protected(flavor: Flavor) {
     let mut setup = Setup::of(flavor);
     let extra = tempfile::TempDir::new().unwrap();
     setup.more = format!(
-        "server_dies_with_agent = true\nextra_configuration_directory = \"{}\"\n",
+        "server_dies_with_agent = true\nextra_configuration_directory = \"{}\"\n\
+         server_arguments = [\"--max-connections=78\"]\n",
         extra.path().display()
     );
     let own = extra.path().join("own.cnf");
     fs::write(&own, "[mysqld]\nmax_connections = 77\nsync_binlog = 0\n").unwrap();
     let mut agent = TestAgent::prepare(setup).await;
-    refused(&mut agent, "own.cnf:3: sync_binlog").await;
-    fs::write(&own, "[mysqld]\nmax_connections = 77\n").unwrap();
+    let code = refused(&mut agent, "own.cnf:3: sync_binlog").await;
+    assert_eq!(code, Some(2));
+    // An argument is stronger than a file.
+    fs::write(&own, "[mysqld]\nmax_connections = 77\nmax_connect_errors = 55\n").unwrap();
     agent.launch();
     agent.until_running().await;
     let mut dba = agent.dba().await;
     for (name, value) in [
-        ("max_connections", "77"),
+        ("max_connections", "78"),
+        ("max_connect_errors", "55"),
         ("sync_binlog", "1"),
         ("sync_relay_log", "1"),
     ] {

@@ -56,6 +56,7 @@ async fn operation(cluster: &TestCluster, id: &str) -> OperationDocument {
 async fn backups_are_made_listed_and_give_way(flavor: Flavor) {
     let cluster = TestCluster::start(flavor).await;
     fill(&cluster).await;
+    cluster.note_logins().await;
 
     let made = cluster
         .run(&["backup", "full", "-o", "json"])
@@ -149,6 +150,7 @@ async fn backups_are_made_listed_and_give_way(flavor: Flavor) {
         operation(&cluster, &id).await.state == OperationState::Cancelled
     })
     .await;
+    cluster.assert_only_known_users_logged_in();
     cluster.stop().await;
 }
 

@@ -1,6 +1,6 @@
 //! A cluster for a test: its own directory and ports, stopped and removed at the end, kept when the test fails.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -247,6 +247,68 @@ impl TestCluster {
             })
             .await;
         }
+    }
+
+    /// Has every server note who logs in, until it is started again.
+    pub(crate) async fn note_logins(&self) {
+        for id in self.cluster.settings().instance_ids() {
+            let mut root = self.root_at(id.as_str()).await;
+            let file = self.general_log(&id);
+            for setting in [
+                "log_output = 'FILE'",
+                &format!("general_log_file = '{}'", file.display()),
+                "general_log = ON",
+            ] {
+                root.execute(&format!("SET GLOBAL {setting}")).await.unwrap();
+            }
+        }
+    }
+
+    /// Who logged in at any server since [`note_logins`](Self::note_logins), each as `user@host by socket` or `… by network`.
+    fn logins(&self) -> BTreeSet<String> {
+        let mut logins = BTreeSet::new();
+        for id in self.cluster.settings().instance_ids() {
+            let text = std::fs::read(self.general_log(&id)).unwrap();
+            for line in String::from_utf8_lossy(&text).lines() {
+                let Some((_, login)) = line.split_once(" Connect\t") else {
+                    continue;
+                };
+                let (who, rest) = login.split_once(" on ").unwrap_or((login, ""));
+                let transport = rest.rsplit_once(" using ").map_or("", |(_, transport)| transport);
+                let transport = if transport == "Socket" {
+                    "socket"
+                } else {
+                    "network"
+                };
+                logins.insert(format!("{who} by {transport}"));
+            }
+        }
+        logins
+    }
+
+    /// Fails the test unless since [`note_logins`](Self::note_logins) root came over the sockets alone, and nobody
+    /// else came but the service's other users and the application.
+    pub(crate) fn assert_only_known_users_logged_in(&self) {
+        let logins = self.logins();
+        let expected = |login: &String| {
+            let (user, rest) = login.split_once('@').unwrap_or((login, ""));
+            match user {
+                "root" => rest == "localhost by socket",
+                // The archiver of an agent, too.
+                "repl" => true,
+                "dba" | "app" => rest.ends_with(" by network"),
+                _ => user.starts_with("repl_") && rest.ends_with(" by network"),
+            }
+        };
+        let strange: Vec<&String> = logins.iter().filter(|login| !expected(login)).collect();
+        assert!(strange.is_empty(), "{strange:?}");
+        for user in ["root@", "dba@", "repl_"] {
+            assert!(logins.iter().any(|login| login.starts_with(user)), "{logins:?}");
+        }
+    }
+
+    fn general_log(&self, id: &InstanceId) -> PathBuf {
+        self.cluster.layout().run_directory(id).join("general.log")
     }
 
     /// The process of an instance's server.

@@ -11,10 +11,12 @@ use topology::Flavor;
 use crate::command::{run, run_with};
 use crate::harness::{PORTS, TestCluster};
 use crate::on_both_flavors;
+use crate::walk::Place;
 
 on_both_flavors! {
     a_monitor_takes_no_nonsense;
     secrets_that_do_not_fit_stop_a_start_with_exit_code_2;
+    half_a_data_directory_stops_a_start_and_is_left_as_it_is;
 }
 
 #[tokio::test]
@@ -305,6 +307,100 @@ async fn secrets_that_do_not_fit_stop_a_start_with_exit_code_2(flavor: Flavor) {
     std::fs::write(&file, right).unwrap();
     run(start).await.expect(0);
     run(["down", "--dir", &dir]).await.expect(0);
+}
+
+async fn half_a_data_directory_stops_a_start_and_is_left_as_it_is(flavor: Flavor) {
+    let place = Place::new(flavor);
+    let dir = place.dir();
+    place.up().await.expect(0);
+    run(["down", "--dir", &dir]).await.expect(0);
+
+    let data = place.directory.path().join("mysql-server-2/data");
+    let elsewhere = place.directory.path().join("elsewhere");
+    for (missing, words) in [
+        ("ibdata1", "not complete"),
+        ("mysql-service.json", "did not make"),
+    ] {
+        std::fs::rename(data.join(missing), &elsewhere).unwrap();
+        let before = names(&data);
+        place
+            .up()
+            .await
+            .expect(2)
+            .explains(words)
+            .explains("mysql-server-2");
+        assert_eq!(names(&data), before);
+        std::fs::rename(&elsewhere, data.join(missing)).unwrap();
+    }
+
+    // With everything in its place it is the same cluster as before.
+    place.up().await.expect(0);
+    run(["down", "--dir", &dir]).await.expect(0);
+}
+
+/// Nobody can replicate with it, so nothing is made that would have to be thrown away.
+#[tokio::test]
+async fn a_replication_password_that_mysql_cannot_use_is_refused_before_anything_is_made() {
+    let directory = TempDir::with_prefix("mistakes-").unwrap();
+    let ports = PortRange::take(2).unwrap();
+    let file = directory.path().join("long.conf");
+    let long = "p".repeat(33);
+    std::fs::write(
+        &file,
+        format!("root_passwd=a\nrepl_passwd={long}\ndba_passwd=c\n"),
+    )
+    .unwrap();
+    let ran = run(agent_words(
+        directory.path(),
+        &ports,
+        &["flavor=mysql", &format!("secret_file={}", file.display())],
+    ))
+    .await
+    .expect(2)
+    .explains("33 bytes");
+    assert!(!ran.stderr.contains(&long), "a secret is shown: {}", ran.stderr);
+    assert_eq!(names(&directory.path().join("data")), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_servers_argument_that_the_service_depends_on_is_refused_by_name() {
+    let directory = TempDir::with_prefix("mistakes-").unwrap();
+    let ports = PortRange::take(2).unwrap();
+    let secrets = format!("secret_file={}", write_secrets(directory.path()));
+    let mut words = agent_words(directory.path(), &ports, &[&secrets]);
+    words.extend(["--", "--max-connections=500", "--sync-binlog=0", "--log-bin"].map(str::to_owned));
+    run(words)
+        .await
+        .expect(2)
+        .explains("--sync-binlog is the service's own (a commit must be on the disk)")
+        .explains("--log-bin");
+    assert!(!directory.path().join("data").exists());
+}
+
+/// The command line of an agent of this directory.
+fn agent_words(directory: &Path, ports: &PortRange, more: &[&str]) -> Vec<String> {
+    let mut settings = vec![
+        "id=mysql-server-1".to_owned(),
+        format!("address=127.0.0.1:{}", ports.first()),
+        format!("agent_listen=127.0.0.1:{}", ports.first() + 1),
+    ];
+    for name in [
+        "data",
+        "binlog",
+        "relay_log",
+        "backup",
+        "backup_log",
+        "slow_log",
+        "run",
+    ] {
+        let path = directory.join(name);
+        settings.push(format!("{name}_directory={}", path.display()));
+    }
+    settings.extend(more.iter().map(|setting| (*setting).to_owned()));
+    let settings = settings
+        .into_iter()
+        .flat_map(|setting| ["--set".to_owned(), setting]);
+    std::iter::once("instance".to_owned()).chain(settings).collect()
 }
 
 fn names(directory: &Path) -> Vec<String> {

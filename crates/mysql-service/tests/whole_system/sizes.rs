@@ -71,7 +71,30 @@ async fn one_instance_serves_everything_and_promises_nothing(flavor: Flavor) {
     let only = cluster.cluster.settings().server(0).port();
     assert_eq!(port_behind(&cluster, &slave).await, only);
     assert_eq!(rows_at(&cluster, &slave).await, "3");
+    without_a_master(&cluster).await;
+    write(&cluster, 4).await;
     cluster.stop().await;
+}
+
+/// There is nobody to follow and nobody to take over from; the role comes back as it went.
+async fn without_a_master(cluster: &TestCluster) {
+    cluster.run(&["unregister", "mysql-server-1"]).await.expect(0);
+    cluster
+        .run(&["register", "mysql-server-1", "--as", "slave"])
+        .await
+        .expect(0);
+    let generation = cluster.document().await.generation;
+    for words in [&["activate", "mysql-server-1"][..], &["switchover", "--yes"]] {
+        let ran = cluster.run(words).await.expect(3).explains("register one");
+        eprintln!("{}: {}", cluster.flavor, ran.stderr.trim());
+    }
+    assert_eq!(cluster.document().await.generation, generation);
+    cluster.run(&["unregister", "mysql-server-1"]).await.expect(0);
+    cluster
+        .run(&["register", "mysql-server-1", "--as", "master"])
+        .await
+        .expect(0);
+    cluster.wait_until_ok().await;
 }
 
 async fn two_instances_switch_over_and_stay_semi_sync(flavor: Flavor) {

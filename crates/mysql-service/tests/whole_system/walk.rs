@@ -31,14 +31,14 @@ on_both_flavors! {
 const FOREGROUND_LIMIT: Duration = Duration::from_mins(2);
 
 /// A directory and ports for `up`, which is stopped at the end.
-struct Place {
-    directory: TempDir,
+pub(crate) struct Place {
+    pub(crate) directory: TempDir,
     ports: PortRange,
     flavor: Flavor,
 }
 
 impl Place {
-    fn new(flavor: Flavor) -> Self {
+    pub(crate) fn new(flavor: Flavor) -> Self {
         Self {
             directory: TempDir::with_prefix("walk-").unwrap(),
             ports: PortRange::take(PORTS).unwrap(),
@@ -46,11 +46,11 @@ impl Place {
         }
     }
 
-    fn dir(&self) -> String {
+    pub(crate) fn dir(&self) -> String {
         self.directory.path().display().to_string()
     }
 
-    async fn up(&self) -> Ran {
+    pub(crate) async fn up(&self) -> Ran {
         run_with(
             self.words_of_up().into_iter().chain(["--detach".to_owned()]),
             |command| {
