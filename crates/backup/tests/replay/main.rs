@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
 mod history;
+mod idle;
 mod work;
 
 use backup::replay::{Have, LeftOut, LocalHistory, Target, Wish, apply, plan_local, settings_before};
