@@ -36,8 +36,9 @@ FAULT_WITHIN_SECONDS = 0.6
 # How long a process stays frozen. Longer than any probe's deadline.
 FREEZE_SECONDS = 4.0
 
-# How long processes may outlive the parent that was killed.
-ORPHAN_SECONDS = 20.0
+# How long processes may outlive the parent that was killed. A Master whose ackers were told to end at the same moment
+# has commits that wait, is not shut down over them, and is killed when its grace time of 30 s is over.
+ORPHAN_SECONDS = 45.0
 
 
 class Process(NamedTuple):
