@@ -5,8 +5,7 @@ was begun and acknowledged and which GTID the server told for it. Meanwhile, for
 monitor and once everything at once are killed, the roles move, binlogs are rotated, full backups are made. Then a Slave
 is unregistered, and its data is restored again and again through the product's own commands: a full backup, and the
 binlog archive up to a random target, by GTID (with it, before it) and by time; a part of the targets goes on from the one
-before. On MariaDB no server is killed while a table is changed: its own recovery after a crash logs the change once more,
-under a GTID of that server, which is therefore not the cluster's any more (`status` says DIVERGED). Each must hold exactly the rows that it should, by the history that the families' own tools print of the Master's
+before. Each must hold exactly the rows that it should, by the history that the families' own tools print of the Master's
 binlog files, which is itself held against what the writers noted.
 
 Exit code 0: every target held exactly its rows. 1: one did not; the cluster's directory stays.
@@ -28,7 +27,7 @@ import threading
 import time
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple
+from typing import Callable, NamedTuple
 
 import pymysql
 
@@ -177,11 +176,10 @@ class Strangers(threading.Thread):
         "DELETE FROM strange WHERE id % 2 = 0",
     ]
 
-    def __init__(self, document: dict, stop: threading.Event, held_back: threading.Event):
+    def __init__(self, document: dict, stop: threading.Event):
         super().__init__(name="strangers")
         self.document = document
         self.stop = stop
-        self.held_back = held_back
         self.done = 0
 
     def run(self) -> None:
@@ -192,8 +190,6 @@ class Strangers(threading.Thread):
                     if connection is not None:
                         ledger.close_quietly(connection)
                     return
-                if self.held_back.is_set():
-                    continue
                 try:
                     connection = connection or connect(self.document)
                     with connection.cursor() as cursor:
@@ -269,21 +265,7 @@ DISTURBANCES = [
 ]
 
 
-@contextlib.contextmanager
-def no_changes_of_tables(cluster: Cluster, held_back: threading.Event) -> Iterator[None]:
-    """On MariaDB, for a kill; see above. Replicas are at most a moment behind."""
-    if cluster.flavor == "mariadb":
-        held_back.set()
-        time.sleep(1)
-    try:
-        yield
-    finally:
-        held_back.clear()
-
-
-def disturb(
-    cluster: Cluster, choice: random.Random, minutes: float, held_back: threading.Event
-) -> list[str]:
+def disturb(cluster: Cluster, choice: random.Random, minutes: float) -> list[str]:
     """Until the time is over; what does not heal, a sentence each."""
     begin = time.monotonic()
     end = begin + minutes * 60
@@ -298,9 +280,7 @@ def disturb(
         if problem := cluster.wait_until_ok():
             return [problem]
         if special and time.monotonic() >= special[0][0]:
-            with no_changes_of_tables(cluster, held_back):
-                problem = special.pop(0)[1]()
-            if problem:
+            if problem := special.pop(0)[1]():
                 return [problem]
             continue
         status = cluster.status()
@@ -309,8 +289,7 @@ def disturb(
         disturbance = choice.choice(DISTURBANCES)
         began = time.monotonic()
         try:
-            with no_changes_of_tables(cluster, held_back):
-                hit = disturbance.strike(cluster, status)
+            hit = disturbance.strike(cluster, status)
         except (LookupError, pymysql.MySQLError, OSError) as error:
             hit = f"not done: {error}"
         print(f"  {began - begin:6.1f} s: {disturbance.name}: {hit}", flush=True)
@@ -496,15 +475,14 @@ def write_and_disturb(
             cursor.execute(ledger.TABLE)
     stop = threading.Event()
     writers = [Writer(number, document, journal, stop) for number in range(1, options.writers + 1)]
-    held_back = threading.Event()
-    strangers = Strangers(document, stop, held_back)
+    strangers = Strangers(document, stop)
     threads = [*writers, strangers]
     for thread in threads:
         thread.start()
     try:
         time.sleep(1)
         problem = full_backup(cluster)
-        wrong = [problem] if problem else disturb(cluster, choice, options.minutes, held_back)
+        wrong = [problem] if problem else disturb(cluster, choice, options.minutes)
     finally:
         stop.set()
         for thread in threads:

@@ -94,7 +94,11 @@ impl Starter {
             .await
     }
 
-    fn mend_binlog(&self) -> anyhow::Result<()> {
+    /// Cuts off what a kill left of an event at the end of the newest binlog.
+    ///
+    /// # Errors
+    /// When it cannot be read or written.
+    pub(crate) fn mend_binlog(&self) -> anyhow::Result<()> {
         if self.binaries.flavor == Flavor::Mariadb
             && let Some(torn) =
                 torn_binlog::mend(&self.config.binlog_directory).context("look at the newest binlog")?

@@ -117,7 +117,15 @@ async fn upgrade_tables(starter: &Starter, secrets: &SecretFile, identity: &Iden
     outcome.and(stopped)
 }
 
-async fn until_it_answers(starter: &Starter, secrets: &SecretFile, process: &Process) -> anyhow::Result<()> {
+/// Waits until root can log in to a server that was started for work on its data.
+///
+/// # Errors
+/// When it ends, or root cannot log in.
+pub(crate) async fn until_it_answers(
+    starter: &Starter,
+    secrets: &SecretFile,
+    process: &Process,
+) -> anyhow::Result<()> {
     let endpoint = Endpoint::Socket(starter.config.socket());
     let root = secrets.root()?;
     let log = starter.config.error_log();

@@ -11,6 +11,7 @@ use topology::observation::ServerState;
 
 use super::jobs::answer;
 use super::{Driver, Phase};
+use crate::definition_recovery;
 use crate::last_words;
 use crate::misfit::SecretsMisfit;
 use crate::notes::ServerProcess;
@@ -29,6 +30,11 @@ impl Driver {
                  data first",
                 self.starter.binaries.version
             );
+        }
+        if let Err(error) =
+            definition_recovery::before_start(&self.starter, &self.secrets, &self.identity).await
+        {
+            tracing::error!("{error:#}; the server is started as it is");
         }
         self.log_offset = server::log_length(&self.starter.config.error_log());
         let process = self.starter.start(&self.identity).await?;

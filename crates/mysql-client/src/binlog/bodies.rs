@@ -16,6 +16,8 @@ pub struct Rotate<'body> {
 /// A statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Query<'body> {
+    /// The connection it was made on; 0 for what a server logged by itself.
+    pub thread_id: u32,
     /// The default schema; bytes of any character set.
     pub schema: &'body [u8],
     /// The statement, as far as it is there; bytes of any character set.
@@ -146,8 +148,8 @@ impl<'body> Query<'body> {
 
     fn parse_with(body: &'body [u8], more_front_bytes: usize) -> Result<Self, BinlogError> {
         let mut body = Cursor::new(body);
-        // The thread, the seconds it took.
-        body.take(8)?;
+        let thread_id = body.u32()?;
+        let _seconds = body.u32()?;
         let schema_length = usize::from(body.u8()?);
         let _error_code = body.u16()?;
         let variables_length = usize::from(body.u16()?);
@@ -156,6 +158,7 @@ impl<'body> Query<'body> {
         let schema = body.take(schema_length)?;
         body.take(1)?;
         Ok(Self {
+            thread_id,
             schema,
             text: body.rest(),
         })

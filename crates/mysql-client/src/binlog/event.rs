@@ -1,12 +1,14 @@
 //! The header every event has.
 
 use super::cursor::Cursor;
-use super::{BinlogError, HEADER_BYTES};
+use super::{BinlogError, CHECKSUM_BYTES, Checksum, HEADER_BYTES};
 
 /// Numbers of event types. What is 160 and above is MariaDB's.
 pub mod event_type {
     /// A statement.
     pub const QUERY: u8 = 2;
+    /// The server stopped in good order.
+    pub const STOP: u8 = 3;
     /// The next file's name.
     pub const ROTATE: u8 = 4;
     /// An auto-increment value for the statement that follows.
@@ -92,6 +94,9 @@ pub struct EventHeader {
     pub flags: u16,
 }
 
+/// Where `end_position` stands in an event.
+const END_POSITION_AT: usize = 13;
+
 impl EventHeader {
     /// Reads the first [`HEADER_BYTES`] of an event.
     ///
@@ -121,5 +126,26 @@ impl EventHeader {
     pub fn is_artificial(&self) -> bool {
         self.flags & flag::ARTIFICIAL != 0
             || matches!(self.event_type, event_type::HEARTBEAT | event_type::HEARTBEAT_V2)
+    }
+
+    /// Moves a whole event to another place in a file: writes where it ends when it begins at `position`, and mends its
+    /// checksum.
+    ///
+    /// # Errors
+    /// When it is shorter than a header and a checksum.
+    pub fn place(event: &mut [u8], position: u64, checksum: Checksum) -> Result<(), BinlogError> {
+        let content = event
+            .len()
+            .checked_sub(checksum.bytes())
+            .filter(|content| *content >= HEADER_BYTES)
+            .ok_or_else(|| BinlogError::malformed("it ends too early"))?;
+        // Beyond 4 GiB the highest bits are left out.
+        let end = (position + event.len() as u64).to_le_bytes();
+        event[END_POSITION_AT..END_POSITION_AT + 4].copy_from_slice(&end[..4]);
+        if checksum == Checksum::Crc32 {
+            let crc = crc32fast::hash(&event[..content]);
+            event[content..content + CHECKSUM_BYTES].copy_from_slice(&crc.to_le_bytes());
+        }
+        Ok(())
     }
 }

@@ -44,6 +44,8 @@ pub struct GtidEvent {
     pub transaction_length: Option<u64>,
     /// Whether the first statement that follows is the whole transaction (MariaDB).
     pub standalone: bool,
+    /// Whether it is a definition, such as `ALTER TABLE`. Only MariaDB says so.
+    pub definition: bool,
 }
 
 impl MysqlGtid {
@@ -201,6 +203,7 @@ impl GtidEvent {
             commit_time_microseconds: original,
             transaction_length: Some(length),
             standalone: false,
+            definition: false,
         })
     }
 
@@ -249,6 +252,7 @@ impl GtidEvent {
                 commit_time_microseconds,
                 transaction_length: Some(length),
                 standalone: false,
+                definition: false,
             }),
             _ => Err(BinlogError::malformed("a tagged GTID without one of its fields")),
         }
@@ -256,6 +260,7 @@ impl GtidEvent {
 
     fn mariadb(header: &EventHeader, mut body: Cursor<'_>) -> Result<Self, BinlogError> {
         const STANDALONE: u8 = 1;
+        const DEFINITION: u8 = 0x20;
         let sequence = body.u64()?;
         let domain = body.u32()?;
         let flags = body.u8()?;
@@ -268,6 +273,7 @@ impl GtidEvent {
             commit_time_microseconds: u64::from(header.timestamp) * 1_000_000,
             transaction_length: None,
             standalone: flags & STANDALONE != 0,
+            definition: flags & DEFINITION != 0,
         })
     }
 }

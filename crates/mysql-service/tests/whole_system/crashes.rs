@@ -1,8 +1,10 @@
 //! `kill -9` of what keeps the cluster running: servers, agents, proxies.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use mysql_client::Server;
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::sync::watch;
 use topology::{Flavor, Role, Status};
 
 use crate::harness::{HEAL_LIMIT, TestCluster, until};
@@ -12,6 +14,7 @@ use crate::on_both_flavors;
 on_both_flavors! {
     a_killed_master_goes_on_as_master_and_nothing_is_lost;
     killed_replicas_agents_and_proxies_come_back;
+    replicas_killed_amid_definitions_come_back;
     a_master_whose_agent_is_stopped_is_switched_over_first;
 }
 
@@ -51,9 +54,6 @@ async fn killed_replicas_agents_and_proxies_come_back(flavor: Flavor) {
     let mut cluster = TestCluster::start(flavor).await;
     let ledger = Ledger::start(&cluster).await;
     ledger.wait_for_a_write().await;
-    // A MariaDB server that is killed amid a definition finishes it under a name of its own.
-    cluster.wait_until_everywhere("ledger").await;
-
     // One acker gone: the other one acknowledges, writes go on.
     let pid = cluster.server_pid("mysql-server-2").await;
     kill(pid);
@@ -103,6 +103,80 @@ async fn killed_replicas_agents_and_proxies_come_back(flavor: Flavor) {
     record.assert_kept(&cluster).await;
     cluster.assert_same_everywhere(&["ledger", "alone"]).await;
     cluster.stop().await;
+}
+
+/// How often a replica is killed, where the environment says no other number.
+const KILLS: usize = 2;
+
+async fn replicas_killed_amid_definitions_come_back(flavor: Flavor) {
+    let kills = std::env::var("MYSQL_SERVICE_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());
+    let cluster = TestCluster::start(flavor).await;
+    for number in 0..kills {
+        let replica = ["mysql-server-3", "mysql-server-2"][number % 2];
+        let (publish, mut done) = watch::channel(0);
+        let defining = tokio::spawn(define(cluster.root_at("mysql-server-1").await, publish));
+        // Another statement is the one at hand each time.
+        let wanted = 16 + number * 5 % 17;
+        done.wait_for(|done| *done >= wanted).await.unwrap();
+        let pid = cluster.server_pid(replica).await;
+        kill(pid);
+        drop(done);
+        defining.await.unwrap();
+        cluster.wait_for_another_server(replica, pid).await;
+        cluster.wait_until_ok().await;
+    }
+    let mended = |id| {
+        let log = std::fs::read_to_string(cluster.cluster.layout().log_file(id)).unwrap();
+        log.matches("the server's recovery").count()
+    };
+    let mended = mended("mysql-server-2") + mended("mysql-server-3");
+    eprintln!("{flavor}: {mended} of {kills} kills left a definition that was mended");
+    let wanted = definitions(&mut cluster.root_at("mysql-server-1").await).await;
+    for id in ["mysql-server-2", "mysql-server-3"] {
+        until(&format!("{id} has the same tables"), async || {
+            definitions(&mut cluster.root_at(id).await).await == wanted
+        })
+        .await;
+    }
+    cluster.wait_until_ok().await;
+    cluster.assert_same_everywhere(&["defined"]).await;
+    cluster.stop().await;
+}
+
+/// Makes and changes tables until nobody wants to know any more.
+async fn define(mut root: Server, done: watch::Sender<usize>) {
+    root.set_deadline(HEAL_LIMIT);
+    let statements = [
+        "CREATE TABLE IF NOT EXISTS app.defined (id INT PRIMARY KEY, value INT)",
+        "REPLACE INTO app.defined VALUES (1, 1), (2, 2)",
+        "ALTER TABLE app.defined ADD COLUMN more INT NOT NULL DEFAULT 7",
+        "ALTER TABLE app.defined FORCE",
+        "CREATE INDEX by_value ON app.defined (value)",
+        "DROP INDEX by_value ON app.defined",
+        "ALTER TABLE app.defined DROP COLUMN more",
+        "CREATE DATABASE app_other",
+        "CREATE TABLE app_other.one (id INT PRIMARY KEY)",
+        "CREATE TABLE app_other.two LIKE app_other.one",
+        "RENAME TABLE app_other.two TO app_other.three",
+        "CREATE TABLE app_other.four (id INT PRIMARY KEY)",
+        "DROP TABLE app_other.four, app_other.three",
+        "DROP DATABASE app_other",
+    ];
+    for (number, statement) in statements.iter().cycle().enumerate() {
+        root.execute(statement).await.unwrap();
+        if done.send(number + 1).is_err() && number % statements.len() == statements.len() - 1 {
+            return;
+        }
+    }
+}
+
+/// Every column that there is.
+async fn definitions(root: &mut Server) -> Vec<Option<String>> {
+    root.set_deadline(Duration::from_secs(30));
+    let sql = "SELECT CONCAT_WS('.', table_schema, table_name, column_name, column_key) AS name \
+               FROM information_schema.columns WHERE table_schema LIKE 'app%' ORDER BY name";
+    let rows = root.query(sql).await.unwrap();
+    rows.iter().map(|row| row.value(0).map(str::to_owned)).collect()
 }
 
 /// As `systemctl stop` does on a cluster of several machines. `up` switches it off, as it stops everything.

@@ -237,18 +237,6 @@ impl TestCluster {
         .await;
     }
 
-    /// Waits until every server has a table of the database `app`, once it has had time to apply that.
-    pub(crate) async fn wait_until_everywhere(&self, table: &str) {
-        let sql = format!("SHOW TABLES FROM app LIKE '{table}'");
-        for id in self.cluster.settings().instance_ids() {
-            until(&format!("{id} has app.{table}"), async || {
-                let mut server = self.application_at(id.as_str()).await;
-                server.query_value(&sql).await.unwrap().is_some()
-            })
-            .await;
-        }
-    }
-
     /// Has every server note who logs in, until it is started again.
     pub(crate) async fn note_logins(&self) {
         for id in self.cluster.settings().instance_ids() {

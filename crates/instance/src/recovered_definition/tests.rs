@@ -1,0 +1,237 @@
+use super::*;
+
+const OWN: ServerId = ServerId(2);
+const MASTER: u32 = 1;
+
+fn event(bytes: &mut Vec<u8>, (event_type, timestamp, server): (u8, u32, u32), flags: u16, body: &[u8]) {
+    let mut event = timestamp.to_le_bytes().to_vec();
+    event.push(event_type);
+    event.extend(server.to_le_bytes());
+    let length = u32::try_from(HEADER_BYTES + body.len() + CHECKSUM_BYTES).unwrap();
+    event.extend(length.to_le_bytes());
+    event.extend([0; 4]);
+    event.extend(flags.to_le_bytes());
+    event.extend(body);
+    event.extend([0; CHECKSUM_BYTES]);
+    EventHeader::place(&mut event, bytes.len() as u64, Checksum::Crc32).unwrap();
+    bytes.extend(event);
+}
+
+/// A file with its format and, where it is a binlog, the list of what was logged before it.
+fn file(in_use: bool, before: Option<u64>) -> Vec<u8> {
+    let mut bytes = MAGIC.to_vec();
+    let mut format = vec![4, 0];
+    format.extend(b"10.11.19-MariaDB-log");
+    format.resize(2 + 50, 0);
+    format.extend([0, 0, 0, 0, 19]);
+    format.extend([0; 40]);
+    format.push(1);
+    event(
+        &mut bytes,
+        (event_type::FORMAT_DESCRIPTION, 9, OWN.0),
+        u16::from(in_use),
+        &format,
+    );
+    if let Some(before) = before {
+        let mut list = vec![1, 0, 0, 0];
+        list.extend([0, 0, 0, 0]);
+        list.extend(MASTER.to_le_bytes());
+        list.extend(before.to_le_bytes());
+        event(&mut bytes, (event_type::GTID_LIST, 9, OWN.0), 0, &list);
+        event(
+            &mut bytes,
+            (event_type::BINLOG_CHECKPOINT, 9, OWN.0),
+            0,
+            b"\x0d\0\0\0binlog.000001",
+        );
+    }
+    bytes
+}
+
+fn transaction(bytes: &mut Vec<u8>, by: (u32, u32, u32), number: u64, flags: u8, schema: &str, text: &str) {
+    let (server, timestamp, thread) = by;
+    let mut begin = number.to_le_bytes().to_vec();
+    begin.extend([0, 0, 0, 0, flags, 0, 0, 0, 0, 0, 0]);
+    event(bytes, (event_type::MARIADB_GTID, timestamp, server), 0, &begin);
+    let mut query = thread.to_le_bytes().to_vec();
+    query.extend([1, 0, 0, 0, u8::try_from(schema.len()).unwrap(), 0, 0, 0, 0]);
+    query.extend(schema.as_bytes());
+    query.push(0);
+    query.extend(text.as_bytes());
+    event(bytes, (event_type::QUERY, timestamp, server), 0, &query);
+}
+
+const DEFINITION: u8 = 0x29;
+const BY_RECOVERY: u8 = 0x09;
+const RECOVERED: (u32, u32, u32) = (OWN.0, 0, 0);
+const RECEIVED: (u32, u32, u32) = (MASTER, 1_700_000_000, 5);
+const ALTER: &str = "ALTER TABLE t ADD COLUMN c INT";
+
+struct Files(tempfile::TempDir);
+
+impl Files {
+    /// A binlog with an older file, and a relay log.
+    fn new(newest: &[u8], relay_log: &[u8]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["binlog", "relay"] {
+            fs::create_dir(directory.path().join(name)).unwrap();
+        }
+        let files = Self(directory);
+        fs::write(files.binlogs().join("binlog.000009"), file(false, Some(1))).unwrap();
+        fs::write(files.newest(), newest).unwrap();
+        fs::write(files.binlogs().join("binlog.state"), "0-1-99,0-2-100").unwrap();
+        fs::write(files.0.path().join("relay/relay.000002"), relay_log).unwrap();
+        files
+    }
+
+    fn binlogs(&self) -> PathBuf {
+        self.0.path().join("binlog")
+    }
+
+    fn newest(&self) -> PathBuf {
+        self.binlogs().join("binlog.000010")
+    }
+
+    fn look(&self) -> Found {
+        look(&self.binlogs(), &self.0.path().join("relay"), OWN).unwrap()
+    }
+}
+
+fn recovered(schema: &str, text: &str) -> Vec<u8> {
+    let mut bytes = file(false, Some(99));
+    transaction(&mut bytes, RECOVERED, 100, BY_RECOVERY, schema, text);
+    event(&mut bytes, (event_type::STOP, 9, OWN.0), 0, b"");
+    bytes
+}
+
+fn relayed(schema: &str, text: &str) -> Vec<u8> {
+    let mut bytes = file(false, None);
+    transaction(
+        &mut bytes,
+        RECEIVED,
+        99,
+        DEFINITION,
+        "app",
+        "CREATE TABLE t (id INT)",
+    );
+    transaction(&mut bytes, RECEIVED, 100, DEFINITION, schema, text);
+    transaction(&mut bytes, RECEIVED, 101, DEFINITION, "app", "DROP TABLE t");
+    bytes
+}
+
+#[test]
+fn the_same_statement_is_logged_as_its_masters() {
+    let files = Files::new(&recovered("app", ALTER), &relayed("app", ALTER));
+    let Found::Logged(logged) = files.look() else {
+        panic!("not found");
+    };
+    assert_eq!(
+        (logged.gtid.to_string().as_str(), logged.in_part),
+        ("0-1-100", false)
+    );
+    mend(&files.binlogs(), &logged).unwrap();
+    let mut wanted = file(false, Some(99));
+    transaction(&mut wanted, RECEIVED, 100, DEFINITION, "app", ALTER);
+    assert_eq!(
+        fs::read(files.newest()).unwrap(),
+        wanted,
+        "byte for byte, checksums too"
+    );
+    assert!(!files.binlogs().join("binlog.state").exists());
+    assert!(matches!(files.look(), Found::Nothing), "once is enough");
+}
+
+#[test]
+fn a_part_of_a_drop_is_removed_so_that_the_whole_is_applied() {
+    let part = |names| format!("DROP TABLE IF EXISTS {names} /* generated by ddl recovery */");
+    for (own, schema, text) in [
+        (part("`a`,`b`"), "d", "drop database d"),
+        (
+            "DROP DATABASE IF EXISTS `d` /* generated by ddl recovery */".to_owned(),
+            "d",
+            "drop database d",
+        ),
+        (part("`a`"), "d", "DROP TABLE a, b"),
+        (part("`a`"), "d", "CREATE OR REPLACE TABLE a (id INT)"),
+    ] {
+        let files = Files::new(&recovered("d", &own), &relayed(schema, text));
+        let Found::Logged(logged) = files.look() else {
+            panic!("not found: {text}");
+        };
+        assert!(logged.in_part);
+        mend(&files.binlogs(), &logged).unwrap();
+        assert_eq!(fs::read(files.newest()).unwrap(), file(false, Some(99)));
+    }
+}
+
+#[test]
+fn what_may_be_anything_else_is_left_alone() {
+    let alter = || relayed("app", ALTER);
+    let by = |by, number, flags| {
+        let mut bytes = file(false, Some(99));
+        transaction(&mut bytes, by, number, flags, "app", ALTER);
+        bytes
+    };
+    let mut two = by(RECOVERED, 100, BY_RECOVERY);
+    transaction(&mut two, RECOVERED, 101, BY_RECOVERY, "app", ALTER);
+    let mut master_is_own = file(false, None);
+    transaction(&mut master_is_own, (OWN.0, 1, 5), 100, DEFINITION, "app", ALTER);
+    let part = "DROP TABLE IF EXISTS `x` /* generated by ddl recovery */";
+    for (what, newest, relay_log) in [
+        (
+            "another statement",
+            recovered("app", "ALTER TABLE t ADD COLUMN d INT"),
+            alter(),
+        ),
+        ("another schema", recovered("other", ALTER), alter()),
+        ("nothing received", recovered("app", ALTER), file(false, None)),
+        ("received from itself", recovered("app", ALTER), master_is_own),
+        (
+            "made on a connection",
+            by((OWN.0, 0, 5), 100, BY_RECOVERY),
+            alter(),
+        ),
+        ("with a time", by((OWN.0, 7, 0), 100, BY_RECOVERY), alter()),
+        ("several statements", by(RECOVERED, 100, 0x08), alter()),
+        ("a gap before it", by(RECOVERED, 101, BY_RECOVERY), alter()),
+        ("more than one", two, alter()),
+        (
+            "a drop of another database",
+            recovered("d", "DROP DATABASE IF EXISTS `e` /* generated by ddl recovery */"),
+            relayed("d", "DROP DATABASE d"),
+        ),
+        (
+            "a drop of another table",
+            recovered("app", part),
+            relayed("app", "DROP TABLE y"),
+        ),
+        (
+            "a drop and no drop",
+            recovered("app", part),
+            relayed("app", "ALTER TABLE x FORCE"),
+        ),
+        ("closed", file(false, Some(99)), alter()),
+    ] {
+        let files = Files::new(&newest, &relay_log);
+        let found = files.look();
+        assert!(matches!(found, Found::Nothing), "{what}: {found:?}");
+    }
+}
+
+#[test]
+fn a_kill_before_a_definition_is_told_from_one_before_rows() {
+    let killed = file(true, Some(99));
+    let found = Files::new(&killed, &relayed("app", ALTER)).look();
+    assert!(
+        matches!(found, Found::Unfinished(gtid) if gtid.sequence == 100),
+        "{found:?}"
+    );
+    let mut rows = file(false, None);
+    transaction(&mut rows, RECEIVED, 100, 0x0c, "app", "BEGIN");
+    assert!(matches!(Files::new(&killed, &rows).look(), Found::Nothing));
+    // The relay log's end is half an event.
+    let mut torn = relayed("app", ALTER);
+    torn.truncate(torn.len() - 3);
+    assert!(matches!(Files::new(&killed, &torn).look(), Found::Unfinished(_)));
+    assert!(matches!(Files::new(b"", &torn).look(), Found::Nothing));
+}
