@@ -52,8 +52,9 @@ pub async fn held(
     let mut reading = Reading {
         scanner: BinlogScanner::new(),
         at: 0,
-        bytes: own.map(Bytes::of),
+        own: own.map_or(Own::Shorter, |own| Own::Same(Bytes::of(own))),
         lookup: Lookup::of(there, oldest),
+        first: None,
         missing: None,
     };
     reading.take(&MAGIC)?;
@@ -82,28 +83,41 @@ struct Reading<'a> {
     scanner: BinlogScanner,
     /// Bytes so far.
     at: u64,
-    /// While every byte so far is the archive's.
-    bytes: Option<Bytes>,
+    own: Own,
     lookup: Lookup<'a>,
+    /// The first transaction.
+    first: Option<Gtid>,
     /// The first transaction that is nowhere.
     missing: Option<Gtid>,
+}
+
+/// What the archive's file of that name says of the bytes so far.
+enum Own {
+    /// They are its bytes.
+    Same(Bytes),
+    /// They are more than it has, or there is none.
+    Shorter,
+    /// It is another file: the server's names, and its numbers with them, began anew.
+    Another,
 }
 
 impl Reading<'_> {
     fn take(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
         self.at += bytes.len() as u64;
-        self.bytes = self.bytes.take().and_then(|compared| compared.take(bytes));
+        self.own = match std::mem::replace(&mut self.own, Own::Shorter) {
+            Own::Same(compared) => compared.take(bytes),
+            other => other,
+        };
         let mut rest = bytes;
         while !rest.is_empty() {
             let step = self.scanner.push(rest)?;
             rest = &rest[step.consumed..];
-            if let Some(Part::Ends(transaction)) = step.event.map(|event| event.part)
-                && self.missing.is_none()
-                && !self
-                    .lookup
-                    .has(&transaction.gtid, transaction.commit_time_microseconds)
-            {
-                self.missing = Some(transaction.gtid);
+            if let Some(Part::Ends(transaction)) = step.event.map(|event| event.part) {
+                let commit_time = transaction.commit_time_microseconds;
+                if self.missing.is_none() && !self.lookup.has(&transaction.gtid, commit_time) {
+                    self.missing = Some(transaction.gtid.clone());
+                }
+                self.first.get_or_insert(transaction.gtid);
             }
         }
         Ok(())
@@ -111,17 +125,23 @@ impl Reading<'_> {
 
     /// Whether nothing can make it held any more.
     fn is_over(&self) -> bool {
-        self.bytes.is_none() && self.missing.is_some()
+        match self.own {
+            Own::Same(_) => false,
+            Own::Shorter => self.missing.is_some(),
+            Own::Another => self.first.is_some(),
+        }
     }
 
+    /// After the last byte of the file.
     fn outcome(self) -> Held {
-        if self.bytes.is_some_and(|bytes| bytes.are_all()) {
-            return Held::Bytes;
-        }
-        match self.missing {
-            None => Held::Transactions,
-            Some(gtid) => Held::No(gtid.to_string()),
-        }
+        let missing = match &self.own {
+            Own::Same(bytes) if bytes.are_all() => return Held::Bytes,
+            Own::Shorter => self.missing,
+            // ▲ MariaDB's times are whole seconds: numbers that were used again within one prove nothing. A closed file
+            // that ends before the archive's is another one, too.
+            Own::Same(_) | Own::Another => self.first,
+        };
+        missing.map_or(Held::Transactions, |gtid| Held::No(gtid.to_string()))
     }
 }
 
@@ -153,8 +173,7 @@ impl Bytes {
         }
     }
 
-    /// `None` once something differs.
-    fn take(mut self, bytes: &[u8]) -> Option<Self> {
+    fn take(mut self, bytes: &[u8]) -> Own {
         let (from, to) = (self.at, self.at + bytes.len() as u64);
         while self.left.last().is_some_and(|block| block.first < to) {
             self.open
@@ -170,7 +189,11 @@ impl Bytes {
         let right = done
             .into_iter()
             .all(|(block, hash)| super::compose::hexadecimal(&hash.finalize()) == block.sha256);
-        (right && to <= self.end).then_some(self)
+        match (right, to <= self.end) {
+            (false, _) => Own::Another,
+            (true, false) => Own::Shorter,
+            (true, true) => Own::Same(self),
+        }
     }
 
     fn are_all(&self) -> bool {
