@@ -259,9 +259,7 @@ impl Composer {
         if let Part::Ends(transaction) = &event.part {
             self.collector.insert(&transaction.gtid);
             self.count += 1;
-            let time = transaction.commit_time_microseconds;
-            let (earliest, latest) = self.commit_times.unwrap_or((time, time));
-            self.commit_times = Some((earliest.min(time), latest.max(time)));
+            self.commit_times = with_time(self.commit_times, transaction.commit_time_microseconds);
         }
         let within = self.scanner.open().map(|open| open.gtid.clone());
         let mark = Mark {
@@ -405,4 +403,27 @@ pub(super) fn hexadecimal(digest: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+/// The earliest and the latest time, one more looked at. 0 is none: MariaDB's recovery logs a definition that the server was
+/// killed in without one, and files are put in order by their times.
+fn with_time(times: Option<(u64, u64)>, time: u64) -> Option<(u64, u64)> {
+    if time == 0 {
+        return times;
+    }
+    let (earliest, latest) = times.unwrap_or((time, time));
+    Some((earliest.min(time), latest.max(time)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_time;
+
+    #[test]
+    fn a_transaction_without_a_time_says_nothing_of_the_time() {
+        assert_eq!(with_time(None, 0), None);
+        assert_eq!(with_time(None, 7), Some((7, 7)));
+        assert_eq!(with_time(Some((7, 7)), 0), Some((7, 7)));
+        assert_eq!(with_time(with_time(Some((7, 7)), 9), 5), Some((5, 9)));
+    }
 }

@@ -232,12 +232,12 @@ impl<'a> Lookup<'a> {
     }
 
     /// Whether it is there and may be the same: numbers are used again after a reset, for transactions of another time.
+    /// What MariaDB's recovery logs has no time (0).
     fn has(&mut self, gtid: &Gtid, commit_time: u64) -> bool {
         let is_in = |segment: &Segment| {
+            let is_its_time = |(first, last)| (first..=last).contains(&commit_time);
             segment.transactions.contains(gtid)
-                && segment
-                    .commit_times
-                    .is_some_and(|(first, last)| (first..=last).contains(&commit_time))
+                && (commit_time == 0 || segment.commit_times.is_some_and(is_its_time))
         };
         if self.segments.get(self.last).is_some_and(|segment| is_in(segment)) {
             return true;
