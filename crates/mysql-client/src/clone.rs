@@ -4,7 +4,7 @@ use topology::Address;
 
 use crate::connection::Row;
 use crate::credentials::Login;
-use crate::error::Error;
+use crate::error::{Error, code};
 use crate::server::Server;
 use crate::statements::literal;
 
@@ -60,15 +60,17 @@ impl Server {
     /// # Errors
     /// When either server refuses, or the copy breaks off.
     pub async fn clone_from(&mut self, donor: &Address, login: &Login, directory: &str) -> Result<(), Error> {
+        let password = literal(login.password.expose());
         let sql = format!(
-            "CLONE INSTANCE FROM {}@{}:{} IDENTIFIED BY {} DATA DIRECTORY = {}",
+            "CLONE INSTANCE FROM {}@{}:{} IDENTIFIED BY {password} DATA DIRECTORY = {}",
             literal(&login.user),
             literal(donor.host()),
             donor.port(),
-            literal(login.password.expose()),
             literal(directory)
         );
-        self.execute(&sql).await
+        let what = format!("clone {donor} as {}", login.user);
+        self.execute_secret(&sql, &what, &[&password, login.password.expose()])
+            .await
     }
 
     /// At most so many bytes per second are cloned from now on, also by a clone that is under way; `None`: as many as
@@ -128,5 +130,44 @@ impl Server {
         rows.first()
             .and_then(read)
             .ok_or_else(|| Error::Unexpected("the clone does not tell where it ends".to_owned()))
+    }
+}
+
+impl Error {
+    /// Whether a clone was refused because another one is still made of the same server (3634, which the recipient quotes
+    /// within 3862): one that broke off ends there a little later.
+    #[must_use]
+    pub fn is_another_clone(&self) -> bool {
+        match self {
+            Self::Server {
+                code: code::ANOTHER_CLONE,
+                ..
+            } => true,
+            Self::Server {
+                code: code::CLONE_DONOR,
+                message,
+                ..
+            } => message.contains(&format!("Error: {} ", code::ANOTHER_CLONE)),
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_clone_is_known_by_its_number() {
+        let refused = |code, message: &str| {
+            let (message, what) = (message.to_owned(), "clone".to_owned());
+            Error::Server { code, message, what }.is_another_clone()
+        };
+        let words = "Clone Donor Error: 3634 : Too many concurrent clone operations. Maximum allowed - 1..";
+        assert!(
+            refused(3862, words)
+                && refused(3634, "Too many concurrent clone operations. Maximum allowed - 1.")
+        );
+        assert!(!refused(3862, "Clone Donor Error: 1184 : Aborted connection.."));
     }
 }

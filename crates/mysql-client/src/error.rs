@@ -94,6 +94,10 @@ pub(crate) mod code {
     pub(crate) const LOCK_WAIT_TIMEOUT: u16 = 1205;
     /// `XA RECOVER` without the privilege for it (MySQL).
     pub(crate) const XA_RECOVER_DENIED: u16 = 1401;
+    /// One clone at a time is made of a server.
+    pub(crate) const ANOTHER_CLONE: u16 = 3634;
+    /// What the server that is cloned says is in the message.
+    pub(crate) const CLONE_DONOR: u16 = 3862;
     /// A system variable that does not exist.
     pub(crate) const UNKNOWN_VARIABLE: u16 = 1193;
 }

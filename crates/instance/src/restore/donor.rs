@@ -36,6 +36,9 @@ use crate::server::{self, Exit};
 const ASK_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the donor may take to see whether it can give its data, and to let go of it.
 const AGREE_LIMIT: Duration = Duration::from_mins(1);
+
+/// How long the donor's server may take to end a clone that broke off before.
+const OTHER_CLONE_LIMIT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(100);
 /// How often the server that clones is asked how far it is.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(250);
@@ -262,10 +265,23 @@ impl Donor {
             &format!("cloning the server of {}", self.wanted.instance),
             Some(self.total_bytes()),
         );
-        tokio::select! {
-            done = cloner.clone_from(&self.wanted.address, &login, path) => {
-                done.with_context(|| format!("clone the server at {}", self.wanted.address))
+        let cloning = async {
+            let begun = Instant::now();
+            let mut waits = false;
+            loop {
+                match cloner.clone_from(&self.wanted.address, &login, path).await {
+                    Err(error) if error.is_another_clone() && begun.elapsed() < OTHER_CLONE_LIMIT => {
+                        if !std::mem::replace(&mut waits, true) {
+                            tracing::info!("waiting until the donor's server has ended an earlier clone");
+                        }
+                        tokio::time::sleep(POLL).await;
+                    }
+                    other => break other,
+                }
             }
+        };
+        tokio::select! {
+            done = cloning => done.with_context(|| format!("clone the server at {}", self.wanted.address)),
             broken = accompany(&mut stream, &mut onlooker, work.job.as_ref()) => match broken {
                 Ok(never) => match never {},
                 Err(error) => Err(error),

@@ -203,4 +203,10 @@ async fn a_copy_that_breaks_off_leaves_a_clear_stop_and_is_made_again(flavor: Fl
     pair.taker.launch();
     pair.taker.until_running().await;
     assert_eq!(pair.taker.identity(), new);
+
+    let dba = pair.taker.secrets.dba().unwrap();
+    for agent in [&pair.donor, &pair.taker] {
+        let log = std::fs::read_to_string(agent.path("agent.log")).unwrap();
+        assert!(!log.contains(dba.password.expose()), "a password is in the log");
+    }
 }
