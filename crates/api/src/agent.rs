@@ -6,6 +6,7 @@
 //! | `POST /api/v1/replication-accounts/{n}/ensure` | | `204`: `repl_<n>` exists, made through the binlog if it did not |
 //! | `POST /api/v1/replication-accounts/{n}/lock` | | `204`: locked with the binlog off, its dump threads are gone |
 //! | `POST /api/v1/replication-accounts/{n}/unlock` | | `204` |
+//! | `POST /api/v1/replication-accounts/{n}/remove` | | `204`: `repl_<n>` is gone, through the binlog, and so are its connections |
 //! | `POST /api/v1/events/enable` | [`EventsRequest`] | `204`: enabled with the binlog off, scheduler on |
 //! | `POST /api/v1/events/disable` | | [`ScheduledEvents`]: those that were enabled; now none is, scheduler off |
 //! | `GET /api/v1/events` | | [`ScheduledEvents`]: those that are enabled now |
@@ -52,6 +53,9 @@ pub struct InstanceReport {
     /// Whether binlogs are replayed into it, or an interrupted replay was not tidied up yet: it gets no role then.
     #[serde(default)]
     pub replaying: bool,
+    /// Transactions that a replay left out on purpose: its data is no longer the cluster's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
     /// Tables and tablespaces that a backup of this server would lack, so that it is refused: some of them.
     #[serde(default)]
     pub uncopied: Vec<String>,

@@ -8,6 +8,10 @@ use topology::gtid::Transactions;
 pub struct ArchiveOrder {
     /// Whether it puts its server's binlog into the store. Two that do so do no harm.
     pub archive: bool,
+    /// Whether another agent archives until this one has begun, so that this one may wait until it need not archive anew
+    /// what the other has.
+    #[serde(default)]
+    pub takes_over: bool,
     /// What every other member has, so that what all of them have may be removed from the server's disk. `None`: not
     /// known of one of them.
     pub others_have: Option<Vec<Transactions>>,

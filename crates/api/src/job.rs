@@ -15,6 +15,8 @@
 use serde::{Deserialize, Serialize};
 use topology::{Address, Incarnation, InstanceId, JobId};
 
+use crate::FORMAT;
+
 /// Asks an agent for a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobRequest {
@@ -114,6 +116,28 @@ pub enum Work {
         #[serde(default)]
         dry_run: bool,
     },
+}
+
+impl Work {
+    /// Whether backups and binlogs leave the store.
+    #[must_use]
+    pub fn removes(&self) -> bool {
+        matches!(self, Self::PruneBackups { dry_run: false, .. })
+    }
+
+    /// Whether it comes to nothing when a backup or binlogs leave the store meanwhile: that of a restore has begun to replace
+    /// data, and what it reads may be the last that has it.
+    #[must_use]
+    pub fn needs_store(&self) -> bool {
+        match self {
+            Self::RestoreFull { from, dry_run, .. } => {
+                !dry_run && matches!(from, RestoreSource::Backup { .. })
+            }
+            Self::RestoreIncremental { dry_run, .. } => !dry_run,
+            Self::VerifyBackup { .. } | Self::FetchFull { .. } | Self::FetchIncrement => true,
+            _ => false,
+        }
+    }
 }
 
 /// What is looked for in the archive. The result of the job is `backup::search::Findings`.
@@ -255,16 +279,9 @@ pub struct JobDocument {
     pub state: JobState,
     /// What it is doing, in a few words, such as `copying` or `preparing`; empty when it has ended.
     pub step: String,
-    /// Bytes done of this step.
-    pub done_bytes: u64,
-    /// Bytes of this step, as far as known.
-    pub total_bytes: Option<u64>,
-    /// At which rate, of the last seconds; `None`: it cannot be told yet.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bytes_per_second: Option<u64>,
-    /// About how long this step still takes, by that rate; `None`: it cannot be told.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seconds_left: Option<u64>,
+    /// How far the step is.
+    #[serde(flatten)]
+    pub extent: Extent,
     /// RFC 3339, UTC.
     pub started: String,
     /// RFC 3339, UTC.
@@ -278,27 +295,36 @@ pub struct JobDocument {
 }
 
 /// How much of a step is done, how fast it goes, and how much is left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Extent {
     /// Bytes that are done.
     pub done_bytes: u64,
     /// Bytes that there are to do, as far as known.
     pub total_bytes: Option<u64>,
-    /// At which rate, of the last seconds; `None`: it cannot be told.
+    /// At which rate, of the last seconds; `None`: it cannot be told yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_per_second: Option<u64>,
-    /// About how long the step still takes; `None`: it cannot be told.
+    /// About how long the step still takes, by that rate; `None`: it cannot be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds_left: Option<u64>,
 }
 
 impl JobDocument {
-    /// How far its step is.
+    /// A job that begins.
     #[must_use]
-    pub fn extent(&self) -> Extent {
-        Extent {
-            done_bytes: self.done_bytes,
-            total_bytes: self.total_bytes,
-            bytes_per_second: self.bytes_per_second,
-            seconds_left: self.seconds_left,
+    pub fn begun(id: JobId, work: Work, started: String) -> Self {
+        Self {
+            format: FORMAT,
+            id,
+            work,
+            state: JobState::Running,
+            step: "starting".to_owned(),
+            extent: Extent::default(),
+            started,
+            ended: None,
+            outcome: String::new(),
+            warnings: Vec::new(),
+            result: None,
         }
     }
 }

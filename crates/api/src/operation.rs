@@ -42,42 +42,9 @@ pub struct ProgressDocument {
     pub instance: topology::InstanceId,
     /// What is being done, in a few words.
     pub step: String,
-    /// Bytes that are done.
-    pub done_bytes: u64,
-    /// Bytes that there are to do, as far as known.
-    pub total_bytes: Option<u64>,
-    /// At which rate, of the last seconds; `None`: it cannot be told yet.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bytes_per_second: Option<u64>,
-    /// About how long this step still takes, by that rate; `None`: it cannot be told.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seconds_left: Option<u64>,
-}
-
-impl ProgressDocument {
-    /// How far a step of an agent is.
-    #[must_use]
-    pub fn new(instance: topology::InstanceId, step: String, extent: Extent) -> Self {
-        Self {
-            instance,
-            step,
-            done_bytes: extent.done_bytes,
-            total_bytes: extent.total_bytes,
-            bytes_per_second: extent.bytes_per_second,
-            seconds_left: extent.seconds_left,
-        }
-    }
-
     /// How far it is.
-    #[must_use]
-    pub fn extent(&self) -> Extent {
-        Extent {
-            done_bytes: self.done_bytes,
-            total_bytes: self.total_bytes,
-            bytes_per_second: self.bytes_per_second,
-            seconds_left: self.seconds_left,
-        }
-    }
+    #[serde(flatten)]
+    pub extent: Extent,
 }
 
 /// Where an operation stands.

@@ -35,13 +35,15 @@ async fn main() -> anyhow::Result<()> {
     let plan = plan_local(&files, &have, &Target::End, LeftOut::default()).await?;
     let planned = planning.elapsed();
     let wish = Wish {
-        reached: plan.reached,
+        reached: plan.reached.clone(),
         served_ids: plan.served_ids,
         settings,
+        certificate_file: std::env::temp_dir().join(format!("replay-source-{}.pem", std::process::id())),
     };
     let history = LocalHistory {
         ranges: plan.ranges,
         left_out: plan.left_out,
+        reached: plan.reached,
     };
     let applying = Instant::now();
     apply(&mut server, history, &wish, &before, |_| {}).await?;

@@ -38,13 +38,11 @@ impl Coordinates {
         let (file, offset) = (fields.next(), fields.next());
         let gtid = fields.next().unwrap_or_default();
         match (file, offset.map(|offset| offset.trim().parse())) {
-            (Some(file), Some(Ok(offset))) if !file.is_empty() && !file.contains(char::is_whitespace) => {
-                Ok(Self {
-                    file: file.to_owned(),
-                    offset,
-                    gtid: gtid.split_whitespace().collect(),
-                })
-            }
+            (Some(file), Some(Ok(offset))) if is_name(file) => Ok(Self {
+                file: file.to_owned(),
+                offset,
+                gtid: gtid.split_whitespace().collect(),
+            }),
             _ => Err(wrong()),
         }
     }
@@ -54,6 +52,13 @@ impl Coordinates {
     pub fn text(&self) -> String {
         format!("{}\t{}\t{}\n", self.file, self.offset, self.gtid)
     }
+}
+
+/// ▲ It is looked for below the data directory: a name that leads out of it is none.
+fn is_name(file: &str) -> bool {
+    !file.is_empty()
+        && !file.starts_with('.')
+        && !file.contains(|c: char| c.is_whitespace() || c == '/' || c == '\0')
 }
 
 /// What a MariaDB server had logged when it was at `position`, from what it had before and afterwards.
@@ -124,7 +129,16 @@ mod tests {
             "3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5,4e11fa47-71ca-11e1-9e33-c80aa9429562:1"
         );
         assert_eq!(Coordinates::parse("b.1\t4\n").unwrap().gtid, "");
-        for wrong in ["", "b.1", "b.1\tx\t0-1-1", "\t4\t"] {
+        for wrong in [
+            "",
+            "b.1",
+            "b.1\tx\t0-1-1",
+            "\t4\t",
+            "../b.1\t4\t",
+            "/etc/b.1\t4\t",
+            "a/b.1\t4\t",
+            "..\t4\t",
+        ] {
             assert!(Coordinates::parse(wrong).is_err(), "{wrong:?}");
         }
     }

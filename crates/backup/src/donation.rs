@@ -21,6 +21,9 @@
 mod extract;
 mod frames;
 
+use std::collections::BTreeSet;
+
+use mysql_client::binlog::Gtid;
 use serde::{Deserialize, Serialize};
 use topology::ClusterId;
 use topology::gtid::Transactions;
@@ -43,6 +46,9 @@ pub struct Donation {
     pub source: Source,
     /// About how much there is.
     pub data_bytes: u64,
+    /// Transactions that the data lacks for good, because a replay left them out on purpose.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub left_out: BTreeSet<Gtid>,
 }
 
 /// What a donor says at the end of a copy that it sent whole.

@@ -4,9 +4,10 @@
 //!  begin: name, note ─► pack into N uploads ─► segments are there, as long as packed ─► manifest ─► note removed
 //! ```
 //! What has no manifest is no backup. The note says that somebody is at work, so that nobody takes the segments for
-//! what an interrupted backup left; it is written again while the work goes on.
+//! what an interrupted backup left, and no other instance begins a backup beside it; it is written again while the work
+//! goes on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use topology::{ClusterId, InstanceId};
 
 use crate::manifest::{BackupId, File, MANIFEST_FORMAT, Manifest, Packing, Segment};
 use crate::pack::{How, PackError, pack};
-use crate::store::{PutOnce, Store, StoreError, Upload};
+use crate::store::{Object, PutOnce, Store, StoreError, Upload};
 use crate::throttle::Rate;
 use crate::xbstream::Chunks;
 
@@ -34,7 +35,11 @@ pub const CLUSTER_NAME: &str = "cluster.json";
 pub const SEGMENTS: usize = 4;
 
 /// How often the note is to be written again.
-pub const NOTE_PERIOD: Duration = Duration::from_mins(5);
+pub const NOTE_PERIOD: Duration = Duration::from_mins(1);
+
+/// How long a note says that somebody is at work: some periods, since clocks differ and a store may be slow. For so long
+/// an instance that died keeps others from making a full backup.
+pub const NOTE_VALID: Duration = Duration::from_mins(5);
 
 /// Whose store it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +94,21 @@ pub enum FullError {
     /// Another backup has the name.
     #[error("another backup is called {0} already")]
     Taken(BackupId),
+    /// Another instance makes one.
+    #[error(
+        "{instance} is making the full backup {id}, and there is one at a time: ask again when it is done (should that \
+         instance be gone: {} minutes after it ended)",
+        NOTE_VALID.as_secs() / 60
+    )]
+    Busy {
+        /// Who makes it.
+        instance: String,
+        /// What it makes.
+        id: BackupId,
+    },
+    /// Another instance began one at the same moment. Nothing is left of this one; the other one may have given way too.
+    #[error("{0} began a full backup at the same moment")]
+    Met(String),
 }
 
 /// A backup that has begun.
@@ -172,7 +192,8 @@ impl Begun {
     /// Takes a name and says that the backup is being made.
     ///
     /// # Errors
-    /// When the store is another cluster's or fails, or another backup began in the same second.
+    /// When the store is another cluster's or fails, another instance makes a full backup, or one began at the same
+    /// moment.
     pub async fn begin(
         store: &Store,
         cluster: &ClusterId,
@@ -181,6 +202,9 @@ impl Begun {
         now: Timestamp,
     ) -> Result<Self, FullError> {
         claim_store(store, cluster).await?;
+        if let Some((id, instance)) = other_at_work(store, instance, now).await? {
+            return Err(FullError::Busy { instance, id });
+        }
         let id = BackupId::at(now);
         let note = Note {
             format: 1,
@@ -197,9 +221,14 @@ impl Begun {
             || store
                 .put_once(&begun.name(NOTE_NAME), document(&begun.note))
                 .await?
-                != PutOnce::Written;
+                == PutOnce::Different;
         if taken {
             return Err(FullError::Taken(begun.id));
+        }
+        // Whoever looked before this note was there has its own there now: of two, at least one sees the other.
+        if let Some((_, other)) = other_at_work(store, instance, now).await? {
+            begun.abandon().await?;
+            return Err(FullError::Met(other));
         }
         Ok(begun)
     }
@@ -320,8 +349,49 @@ impl Begun {
     }
 }
 
+/// Another instance's full backup that is being made, and who makes it, as far as notes tell. This instance makes one at
+/// a time: what it left itself is nobody's.
+async fn other_at_work(
+    store: &Store,
+    own: &InstanceId,
+    now: Timestamp,
+) -> Result<Option<(BackupId, String)>, StoreError> {
+    let objects = store.list(FOLDER).await?;
+    let names: BTreeSet<&str> = objects.iter().map(|object| object.name.as_str()).collect();
+    for object in &objects {
+        let Some(folder) = object.name.strip_suffix(NOTE_NAME) else {
+            continue;
+        };
+        let id = folder.trim_end_matches('/').rsplit('/').next();
+        let Some(id) = id.and_then(|id| id.parse::<BackupId>().ok()) else {
+            continue;
+        };
+        if !is_fresh(object, now) || names.contains(format!("{folder}{MANIFEST_NAME}").as_str()) {
+            continue;
+        }
+        let instance = match store.get(&object.name).await {
+            Ok(text) => serde_json::from_slice::<Note>(&text).map(|note| note.instance),
+            // It is done, or given up.
+            Err(StoreError::NotFound { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        match instance {
+            Ok(instance) if instance == *own => {}
+            Ok(instance) => return Ok(Some((id, instance.to_string()))),
+            Err(_) => return Ok(Some((id, "an instance of another version".to_owned()))),
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a note counts still.
+pub(crate) fn is_fresh(note: &Object, now: Timestamp) -> bool {
+    let valid_seconds = i64::try_from(NOTE_VALID.as_secs()).unwrap_or(i64::MAX);
+    note.modified_unix_seconds.saturating_add(valid_seconds) >= now.as_second()
+}
+
 /// A document as it is stored.
-fn document<T: Serialize>(value: &T) -> Bytes {
+pub(crate) fn document<T: Serialize>(value: &T) -> Bytes {
     // Documents of ours have text keys and plain values, which always can be printed.
     let mut text = serde_json::to_vec_pretty(value).unwrap_or_default();
     text.push(b'\n');

@@ -3,14 +3,19 @@
 //! Everything that a restore checks stands here: each file with length and SHA-256, each segment likewise. What the copy has
 //! and where it ends stands nowhere else, so the document ends with a SHA-256 of itself.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
 use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use mysql_client::binlog::Gtid;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use topology::gtid::Transactions;
 use topology::{ClusterId, Flavor, Incarnation, InstanceId, ServerId, ServerUuid, Version};
+
+use crate::vouched::Ending;
 
 /// The format that this version writes. Older ones are read, newer ones refused. From 2 on the document ends with a SHA-256
 /// of everything before it. No single flipped bit makes a 1 of the 2.
@@ -18,6 +23,9 @@ pub const MANIFEST_FORMAT: u32 = 2;
 
 /// The last format without a checksum.
 const UNCHECKED_FORMAT: u32 = 1;
+
+/// How a backup's name is made of a time.
+const NAME: &str = "%Y_%m_%d_%H_%M_%S_bak";
 
 /// A backup's name: when it began, in UTC, as `2026_11_22_03_00_00_bak`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -33,7 +41,14 @@ impl BackupId {
     /// The name of a backup that begins at `time`.
     #[must_use]
     pub fn at(time: Timestamp) -> Self {
-        Self(time.strftime("%Y_%m_%d_%H_%M_%S_bak").to_string())
+        Self(time.strftime(NAME).to_string())
+    }
+
+    /// When the backup began, by its maker's clock; `None` where the numbers are no time.
+    #[must_use]
+    pub fn began(&self) -> Option<Timestamp> {
+        let time = DateTime::strptime(NAME, &self.0).ok()?;
+        Some(time.to_zoned(TimeZone::UTC).ok()?.timestamp())
     }
 
     /// The name as text.
@@ -101,6 +116,10 @@ pub struct Manifest {
     pub ended: Timestamp,
     /// What the copy has and where it ends in the source's binlog.
     pub position: BackupPosition,
+    /// Transactions that the data lacks for good, because a replay left them out on purpose: a replay after a restore does so,
+    /// too. A version that does not know them refuses the document.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub left_out: BTreeSet<Gtid>,
     /// How it was made.
     pub tool: Tool,
     /// How the segments are packed.
@@ -116,11 +135,7 @@ impl Manifest {
     #[must_use]
     pub fn document(&self) -> Vec<u8> {
         // It has text keys and plain values, which always can be printed.
-        let mut text = serde_json::to_vec_pretty(self).unwrap_or_default();
-        text.truncate(text.len().saturating_sub(END.len()));
-        let checksum = checksum(&text);
-        text.extend(checksum.as_bytes());
-        text
+        ENDING.vouch(serde_json::to_vec_pretty(self).unwrap_or_default())
     }
 
     /// Reads a document of this format or an older one.
@@ -144,23 +159,16 @@ impl Manifest {
         if head.format == UNCHECKED_FORMAT {
             return serde_json::from_slice(text).map_err(read);
         }
-        let body = text.len().saturating_sub(checksum(&[]).len());
-        let (body, end) = text.split_at(body);
-        if end != checksum(body).as_bytes() {
-            return Err("it is damaged: its checksum does not fit".to_owned());
-        }
-        serde_json::from_slice(&[body, END.as_bytes()].concat()).map_err(read)
+        serde_json::from_slice(&ENDING.check(text)?).map_err(read)
     }
 }
 
-/// What the JSON of a manifest ends in.
-const END: &str = "\n}";
-
-/// What stands there instead: the checksum of everything before, and the end.
-fn checksum(body: &[u8]) -> String {
-    let sha256 = crate::pack::hex(&Sha256::digest(body));
-    format!(",\n  \"manifest_sha256\": \"{sha256}\"{END}\n")
-}
+const ENDING: Ending = Ending {
+    close: "\n}",
+    comma: ",\n  ",
+    name: "manifest_sha256",
+    after: "\n",
+};
 
 /// The server that was copied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,11 +202,18 @@ pub struct BackupPosition {
     pub transactions: Transactions,
 }
 
+/// MariaDB's tool, as manifests name it.
+pub const MARIADB_BACKUP: &str = "mariadb-backup";
+/// Percona's tool for MySQL, as manifests name it: its copies need it again before a server can run on them.
+pub const XTRABACKUP: &str = "xtrabackup";
+/// MySQL's own copy, as manifests name it.
+pub const CLONE: &str = "clone";
+
 /// The program that made the copy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tool {
-    /// Such as `mariadb-backup`.
+    /// [`MARIADB_BACKUP`], [`XTRABACKUP`] or [`CLONE`].
     pub name: String,
     /// As it says itself.
     pub version: String,
@@ -269,6 +284,9 @@ mod tests {
         let id = BackupId::at(time);
         assert_eq!(id.as_str(), "2026_11_22_03_04_03_bak");
         assert_eq!(id.as_str().parse::<BackupId>().unwrap(), id);
+        assert_eq!(id.began(), Some(time));
+        let no_time: BackupId = "2026_13_22_03_04_03_bak".parse().unwrap();
+        assert_eq!(no_time.began(), None);
         for text in [
             "",
             "2026_11_22_03_04_03",
@@ -301,6 +319,7 @@ mod tests {
                 gtid: gtid.to_owned(),
                 transactions: Transactions::parse_mariadb(gtid, gtid).unwrap(),
             },
+            left_out: BTreeSet::from(["0-1-4000".parse().unwrap()]),
             tool: Tool {
                 name: "mariadb-backup".to_owned(),
                 version: "10.11.19".to_owned(),
@@ -346,9 +365,12 @@ mod tests {
     fn a_manifest_of_before_there_was_a_checksum_is_read_and_a_newer_one_refused() {
         let old = Manifest {
             format: UNCHECKED_FORMAT,
+            left_out: BTreeSet::new(),
             ..manifest()
         };
-        assert_eq!(Manifest::parse(&serde_json::to_vec(&old).unwrap()), Ok(old));
+        let text = serde_json::to_string(&old).unwrap();
+        assert!(!text.contains("left_out"), "{text}");
+        assert_eq!(Manifest::parse(text.as_bytes()), Ok(old));
         let bare = serde_json::to_vec(&manifest()).unwrap();
         assert!(Manifest::parse(&bare).unwrap_err().contains("checksum"));
         let newer = Manifest {

@@ -7,15 +7,18 @@
 
 mod write;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
+use mysql_client::binlog::Gtid;
 use tar::{Archive, EntryType};
 use topology::{Flavor, Version};
 
 use crate::coordinates::{Coordinates, FILE_NAMES};
+use crate::manifest::CLONE;
 use crate::throttle::Stop;
 use crate::xbstream::is_safe_path;
 
@@ -23,9 +26,6 @@ pub use self::write::{How, PART_SUFFIX, WriteError, Written, remove_parts, write
 
 /// What the names of archives end in.
 pub const SUFFIX: &str = "_bak.tar.gz";
-
-/// What the copy in an archive of ours is called where tools name themselves: a clone by the server itself.
-pub const CLONE_TOOL: &str = "clone";
 
 /// The notes that an archive of a clone has beside the files, as the tools would write them.
 #[must_use]
@@ -35,9 +35,20 @@ pub fn clone_notes(coordinates: &Coordinates, version: Version) -> [(&'static st
         ("xtrabackup_checkpoints", format!("backup_type = {PREPARED}\n")),
         (
             "xtrabackup_info",
-            format!("tool_name = {CLONE_TOOL}\nserver_version = {version}\n"),
+            format!("tool_name = {CLONE}\nserver_version = {version}\n"),
         ),
     ]
+}
+
+/// The note that an archive of ours has where a replay left transactions out of the data: one a line. The tools know none
+/// such, and its name is of those that belong to no data directory.
+const LEFT_OUT_NOTE: &str = "xtrabackup_left_out";
+
+/// The note of what was left out; none where nothing was.
+#[must_use]
+pub fn left_out_note(left_out: &BTreeSet<Gtid>) -> Option<(&'static str, String)> {
+    let lines = left_out.iter().map(|gtid| format!("{gtid}\n"));
+    (!left_out.is_empty()).then(|| (LEFT_OUT_NOTE, lines.collect()))
 }
 
 /// A copy that a tool has prepared, in the tools' words.
@@ -56,6 +67,8 @@ pub struct Original {
     pub version: Version,
     /// Whether a server starts on it as it is: it is a clone.
     pub is_clone: bool,
+    /// Transactions that the data lacks for good: see [`left_out_note`].
+    pub left_out: BTreeSet<Gtid>,
     /// Of all its files, unpacked.
     pub total_bytes: u64,
 }
@@ -92,6 +105,7 @@ struct Notes {
     coordinates: Option<String>,
     info: Option<String>,
     checkpoints: Option<String>,
+    left_out: Option<String>,
     /// Whether there is what the source wrote while it was copied.
     log: bool,
 }
@@ -112,6 +126,7 @@ impl Original {
                 "xtrabackup_checkpoints" | "mariadb_backup_checkpoints" => {
                     notes.checkpoints = Some(note(content)?);
                 }
+                LEFT_OUT_NOTE => notes.left_out = Some(note(content)?),
                 "xtrabackup_logfile" | "ib_logfile0" => notes.log = true,
                 _ => {}
             }
@@ -124,6 +139,7 @@ impl Original {
             flavor: found.server.0,
             version: found.server.1,
             is_clone: found.is_clone,
+            left_out: found.left_out,
             total_bytes,
         })
     }
@@ -217,6 +233,7 @@ struct Judged {
     coordinates: Coordinates,
     server: (Flavor, Version),
     is_clone: bool,
+    left_out: BTreeSet<Gtid>,
 }
 
 impl Notes {
@@ -228,7 +245,7 @@ impl Notes {
             .as_deref()
             .ok_or_else(|| missing("xtrabackup_checkpoints"))?;
         let info = self.info.as_deref();
-        let is_clone = info.and_then(|info| field(info, "tool_name")) == Some(CLONE_TOOL);
+        let is_clone = info.and_then(|info| field(info, "tool_name")) == Some(CLONE);
         let expected = if is_clone { PREPARED } else { "full-backuped" };
         match field(checkpoints, "backup_type") {
             Some(kind) if kind == expected => {}
@@ -251,10 +268,13 @@ impl Notes {
         let server = field(info, "server_version")
             .and_then(server)
             .ok_or_else(|| "its xtrabackup_info does not say of which server it is".to_owned())?;
+        let left_out = self.left_out.as_deref().unwrap_or_default().lines();
+        let left_out: Result<_, _> = left_out.map(str::parse).collect();
         Ok(Judged {
             coordinates,
             server,
             is_clone,
+            left_out: left_out.map_err(|error| format!("its {LEFT_OUT_NOTE}: {error}"))?,
         })
     }
 }
@@ -416,7 +436,9 @@ mod tests {
         let clone = directory.path().join("clone");
         fs::create_dir(&clone).unwrap();
         fs::write(clone.join("ibdata1"), "pages").unwrap();
+        let left_out = BTreeSet::from(["3e11fa47-71ca-11e1-9e33-c80aa9429562:3".parse().unwrap()]);
         let notes = clone_notes(&coordinates, version);
+        let notes: Vec<_> = notes.into_iter().chain(left_out_note(&left_out)).collect();
         let notes: Vec<_> = notes
             .iter()
             .map(|(name, text)| (*name, text.as_bytes()))
@@ -434,6 +456,8 @@ mod tests {
             (found.coordinates, found.flavor, found.version, found.is_clone),
             (coordinates, Flavor::Mysql, version, true)
         );
+        assert_eq!(found.left_out, left_out);
+        assert_eq!(left_out_note(&BTreeSet::new()), None);
     }
 
     #[test]

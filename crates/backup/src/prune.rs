@@ -4,13 +4,15 @@
 //! is never removed.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::io;
+use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use serde::Serialize;
 use topology::InstanceId;
 use topology::gtid::Transactions;
 
+use crate::archive;
 use crate::catalogue::{self, CatalogueError};
 use crate::full::{FOLDER, MANIFEST_NAME, NOTE_NAME, Note};
 use crate::manifest::{BackupId, Manifest};
@@ -26,7 +28,7 @@ pub struct Retention {
 }
 
 /// Another instance's interrupted backup is left alone for so long after anything of it was written: its maker writes
-/// its note again every few minutes, and clocks differ.
+/// its note again every few minutes, and clocks differ. Where nothing was written yet, for so long after it was begun.
 pub const GRACE: Duration = Duration::from_hours(24);
 
 /// What may go.
@@ -175,7 +177,9 @@ fn is_remains(found: &Found, own: &InstanceId, now: Timestamp) -> bool {
         .objects
         .iter()
         .map(|object| object.modified_unix_seconds)
-        .max();
+        .max()
+        // In an empty folder the first object may be on its way.
+        .or_else(|| found.id.began().map(Timestamp::as_second));
     let grace = i64::try_from(GRACE.as_secs()).unwrap_or(i64::MAX);
     newest.is_none_or(|newest| newest.saturating_add(grace) < now.as_second())
 }
@@ -196,8 +200,29 @@ pub async fn remove(store: &Store, id: &BackupId) -> Result<(), StoreError> {
     store.delete(&note).await
 }
 
+/// Removes what writers that were killed left half written in the store, which no listing shows; returns its bytes. What
+/// was written within [`GRACE`] stays, unless it lies in the folder of one of `remains`: nobody works there.
+///
+/// # Errors
+/// When the store is a directory that cannot be read or changed.
+pub fn remove_unfinished(store: &Store, remains: &[BackupId]) -> io::Result<u64> {
+    let now = SystemTime::now();
+    let mut bytes = 0;
+    for id in remains {
+        bytes += store.remove_unfinished(&format!("{FOLDER}/{id}"), now)?;
+    }
+    // Whatever else lies in the store's directory is not ours.
+    for folder in [FOLDER, archive::FOLDER] {
+        bytes += store.remove_unfinished(folder, now - GRACE)?;
+    }
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
+    use proptest::prelude::*;
+
     use super::*;
     use crate::manifest::{BackupPosition, Packing, Source, Tool};
     use topology::{Flavor, ServerId, Version};
@@ -231,6 +256,7 @@ mod tests {
                 gtid: String::new(),
                 transactions: Transactions::parse_mariadb("", "").unwrap(),
             },
+            left_out: BTreeSet::new(),
             tool: Tool {
                 name: String::new(),
                 version: String::new(),
@@ -335,5 +361,93 @@ mod tests {
         assert_eq!(days(&prunable.remains), [20, 21, 22]);
         assert_eq!(prunable.remains[2], all[3].id);
         assert_eq!(prunable.bytes, 30);
+    }
+
+    #[test]
+    fn an_empty_folder_is_as_old_as_its_name() {
+        let all = [20, 22].map(|day| Found {
+            objects: Vec::new(),
+            ..found(day, false, None)
+        });
+        let own = "a".parse().unwrap();
+        let prunable = decide(&all, Retention::default(), &own, NOW.parse().unwrap());
+        assert_eq!(days(&prunable.remains), [20]);
+    }
+
+    /// A folder that was begun so many hours ago, and what is in it.
+    fn folders() -> impl Strategy<Value = Vec<Found>> {
+        let folder = |hours: i64, kind: u8, written_hours: Option<i64>| {
+            let now: Timestamp = NOW.parse().unwrap();
+            let before = |hours| now - SignedDuration::from_hours(hours);
+            let template = found(
+                1,
+                kind < 2,
+                [None, None, None, Some("a"), Some("b")][kind as usize],
+            );
+            let id = BackupId::at(before(hours));
+            Found {
+                manifest: template.manifest.filter(|_| kind == 0).map(|manifest| Manifest {
+                    id: id.clone(),
+                    ended: before(hours),
+                    ..manifest
+                }),
+                objects: written_hours
+                    .map(|written| Object {
+                        modified_unix_seconds: before(written).as_second(),
+                        ..template.objects[0].clone()
+                    })
+                    .into_iter()
+                    .collect(),
+                id,
+                complete: template.complete,
+                note: template.note,
+            }
+        };
+        let one = (0_i64..400, 0_u8..5, prop::option::of(0_i64..60))
+            .prop_map(move |(hours, kind, written)| folder(hours, kind, written.map(|w| w.min(hours))));
+        prop::collection::vec(one, 0..12).prop_map(|mut all| {
+            all.sort_by(|one, other| one.id.cmp(&other.id));
+            all.dedup_by(|one, other| one.id == other.id);
+            all
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_prune_costs_no_recovery_point_and_nobodys_work(
+            all in folders(),
+            keep_count in prop::option::of(0_u32..5),
+            keep_days in prop::option::of(0_u32..15),
+        ) {
+            let (own, now): (InstanceId, Timestamp) = ("a".parse().unwrap(), NOW.parse().unwrap());
+            let retention = Retention { keep_count, keep_days };
+            let prunable = decide(&all, retention, &own, now);
+            let goes = |found: &Found| prunable.backups.contains(&found.id) || prunable.remains.contains(&found.id);
+            let readable: Vec<&Found> = all.iter().filter(|found| found.manifest.is_some()).collect();
+            // What cannot be read is a person's.
+            prop_assert!(!all.iter().any(|found| found.complete && found.manifest.is_none() && goes(found)));
+            for kept in readable.iter().rev().take(keep_count.unwrap_or(0).max(1) as usize) {
+                prop_assert!(!goes(kept), "{}", kept.id);
+            }
+            // Every hour of the window is restored from the same backup as before.
+            for hours in 0..=keep_days.map_or(0, |days| i64::from(days) * 24) {
+                let moment = now - SignedDuration::from_hours(hours);
+                let mut bases = readable.iter().rev();
+                let base = bases.find(|found| found.manifest.as_ref().unwrap().ended <= moment);
+                prop_assert!(!base.is_some_and(|base| goes(base)), "{hours} hours ago");
+            }
+            // Others' work is left alone for a day after its last sign; then, and of its own at once, it goes.
+            for found in all.iter().filter(|found| !found.complete) {
+                let is_own = found.note.as_ref().is_some_and(|note| note.instance == own);
+                let signs = found.objects.iter().map(|object| object.modified_unix_seconds);
+                let last_sign = signs.max().unwrap_or(found.id.began().unwrap().as_second());
+                let is_quiet = now.as_second() - last_sign > 24 * 3600;
+                prop_assert_eq!(goes(found), is_own || is_quiet, "{}", found.id);
+            }
+            // Once is enough.
+            let stays: Vec<Found> = all.iter().filter(|found| !goes(found)).cloned().collect();
+            let again = decide(&stays, retention, &own, now);
+            prop_assert_eq!((again.backups, again.remains), (Vec::new(), Vec::new()));
+        }
     }
 }

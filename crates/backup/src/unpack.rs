@@ -4,13 +4,13 @@
 //! manifest, another length or another SHA-256 is an error that names it.
 
 use std::collections::HashMap;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use crate::manifest::{File, Packing};
+use crate::new_file::NewFile;
 use crate::pack::{hash_with_holes, hex};
 use crate::xbstream::{Chunk, Chunks as _, Content, ReadError, Reader, SparseEntry};
 
@@ -68,6 +68,7 @@ pub fn unpack<R: Read>(
             Some(file) => file,
             None => OpenFile::create(&path, directory)?,
         };
+        let before = file.length;
         match &content {
             Content::Payload { data, .. } => file.payload(data)?,
             Content::Sparse { map, data, .. } => file.sparse(map, data)?,
@@ -78,12 +79,12 @@ pub fn unpack<R: Read>(
                         path: path.clone(),
                         what: "is not in the manifest".to_owned(),
                     })?;
-                total += file.length;
                 file.finish(known)?;
-                progress(total);
                 continue;
             }
         }
+        total += file.length - before;
+        progress(total);
         open.insert(path, file);
     }
     reader.finish()?;
@@ -98,33 +99,16 @@ pub fn unpack<R: Read>(
 
 /// A file that is being written, or only checked.
 struct OpenFile {
-    target: Option<(PathBuf, fs::File)>,
+    target: Option<NewFile>,
     hasher: Sha256,
     length: u64,
 }
 
 impl OpenFile {
-    /// `path` was found safe by the reader.
     fn create(path: &str, directory: Option<&Path>) -> Result<Self, UnpackError> {
-        let target = match directory {
-            None => None,
-            Some(directory) => {
-                let path = directory.join(path);
-                let create = || {
-                    if let Some(parent) = path.parent() {
-                        fs::create_dir_all(parent)?;
-                    }
-                    OpenOptions::new().write(true).create_new(true).open(&path)
-                };
-                let file = create().map_err(|source| UnpackError::Write {
-                    path: path.clone(),
-                    source,
-                })?;
-                Some((path, file))
-            }
-        };
+        let target = directory.map(|directory| NewFile::create(directory, path));
         Ok(Self {
-            target,
+            target: target.transpose()?,
             hasher: Sha256::new(),
             length: 0,
         })
@@ -133,28 +117,23 @@ impl OpenFile {
     fn payload(&mut self, data: &[u8]) -> Result<(), UnpackError> {
         self.hasher.update(data);
         self.length += data.len() as u64;
-        self.write(|file| file.write_all(data))
+        self.target.as_mut().map_or(Ok(()), |file| file.append(data))
     }
 
     fn sparse(&mut self, map: &[SparseEntry], data: &[u8]) -> Result<(), UnpackError> {
         hash_with_holes(&mut self.hasher, map, data);
-        let mut rest = data;
-        for entry in map {
-            let (piece, after) = rest.split_at(entry.length as usize);
-            rest = after;
-            self.length += u64::from(entry.skip) + u64::from(entry.length);
-            self.write(|file| {
-                file.seek(SeekFrom::Current(i64::from(entry.skip)))?;
-                file.write_all(piece)
-            })?;
-        }
-        Ok(())
+        let skipped: u64 = map.iter().map(|entry| u64::from(entry.skip)).sum();
+        self.length += skipped + data.len() as u64;
+        self.target
+            .as_mut()
+            .map_or(Ok(()), |file| file.append_sparse(map, data))
     }
 
-    fn finish(mut self, expected: &File) -> Result<(), UnpackError> {
+    fn finish(self, expected: &File) -> Result<(), UnpackError> {
+        if let Some(file) = self.target {
+            file.finish()?;
+        }
         let length = self.length;
-        // A file may end in a hole.
-        self.write(|file| file.set_len(length))?;
         let sha256 = hex(&self.hasher.finalize());
         let what = if length != expected.length {
             format!("has {length} bytes, its manifest says {}", expected.length)
@@ -167,15 +146,5 @@ impl OpenFile {
             path: expected.path.clone(),
             what,
         })
-    }
-
-    fn write(&mut self, write: impl FnOnce(&mut fs::File) -> io::Result<()>) -> Result<(), UnpackError> {
-        match &mut self.target {
-            None => Ok(()),
-            Some((path, file)) => write(file).map_err(|source| UnpackError::Write {
-                path: path.clone(),
-                source,
-            }),
-        }
     }
 }

@@ -2,16 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
+#[expect(dead_code, reason = "not every test needs every part of it")]
 mod binlogs;
 
 use std::collections::BTreeSet;
 
 use backup::archive::{
-    Base, Composer, Cut, FileReader, Index, ReadError, Source, compact, deposit, holes, remove, superseded,
-    unneeded, window, worth_compacting,
+    Base, Composer, Cut, Due, FileReader, Index, ReadError, Seen, Segment, Source, compact, deposit, due,
+    holes, is_as_archived, is_intact, is_readable, remove, superseded, unknown_objects, unneeded,
+    what_is_there, window, worth_compacting,
 };
 use backup::store::Store;
-use binlogs::{File, MARIADB_UUID};
+use binlogs::{File, MARIADB_UUID, mysql_uuid};
 use proptest::prelude::*;
 use topology::gtid::Transactions;
 use topology::{Flavor, ServerId};
@@ -239,6 +241,11 @@ async fn a_deleted_file_is_found_and_its_transactions_are_named() {
     assert_eq!(holes(&index, &[base("0-1-40")]), []);
     assert_eq!(holes(&index, &[base("0-1-30")])[0].missing, "0-1-31 to 0-1-40");
     assert_eq!(window(&index, &[base("0-1-40")]).from, Some(1));
+    // Each backup may be the only one that is left: all of them have to have it, whichever is the oldest.
+    let lagging = [base("0-1-40"), base("0-1-30,1-1-5")];
+    assert_eq!(holes(&index, &lagging)[0].missing, "0-1-31 to 0-1-40");
+    let other_domain = [base("0-1-40"), base("1-1-5")];
+    assert_eq!(holes(&index, &other_domain)[0].missing, "0-1-21 to 0-1-40");
 }
 
 #[tokio::test]
@@ -247,7 +254,8 @@ async fn one_changed_bit_is_found() {
     let index = three_files(&store).await;
     let segment = index.file(&source(1), "binlog.000002").unwrap().segments()[1].clone();
     let path = directory.path().join(segment.object());
-    let mut bytes = std::fs::read(&path).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    let mut bytes = whole.clone();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&path, bytes).unwrap();
@@ -255,6 +263,107 @@ async fn one_changed_bit_is_found() {
         .await
         .unwrap_err();
     assert!(error.to_string().contains(&segment.object()), "{error}");
+    // Who found it keeps it from counting, until it is mended: its length does not tell.
+    let damaged = [segment.clone()];
+    let is_there = async |damaged: &[Segment]| {
+        let there = what_is_there(&store, &index, damaged).await.unwrap();
+        let file = there.file(&source(1), "binlog.000002").unwrap();
+        file.segments().contains(&segment)
+    };
+    assert!(is_there(&[]).await);
+    assert!(!is_there(&damaged).await);
+    std::fs::write(&path, whole).unwrap();
+    assert!(is_there(&damaged).await);
+}
+
+/// What the index says is believed without a look at the bytes.
+#[tokio::test]
+async fn no_flipped_bit_of_an_index_object_goes_unnoticed() {
+    let (directory, store) = store();
+    let index = three_files(&store).await;
+    let segment = index.file(&source(1), "binlog.000002").unwrap().segments()[1].clone();
+    let whole = segment.document();
+    assert_eq!(Segment::parse(&whole), Ok(segment.clone()));
+    for bit in 0..whole.len() * 8 {
+        let mut damaged = whole.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        assert!(
+            Segment::parse(&damaged).is_err(),
+            "{}",
+            String::from_utf8_lossy(&damaged)
+        );
+    }
+    // In the store it is named, as long as no other segment has the same bytes.
+    let name = segment.index_object();
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 1;
+    std::fs::write(directory.path().join(&name), damaged).unwrap();
+    let mut index = Index::load(&store).await.unwrap();
+    assert_eq!(unknown_objects(&index), [name.as_str()]);
+    index.insert(segment.clone());
+    assert_eq!(unknown_objects(&index), [""; 0]);
+
+    // An older one has no checksum.
+    let old = Segment { format: 1, ..segment };
+    assert_eq!(Segment::parse(&serde_json::to_vec(&old).unwrap()), Ok(old));
+}
+
+/// What nobody reads is found to be damaged all the same; what a listing shows is not even read.
+#[tokio::test]
+async fn damage_is_found_by_reading() {
+    let (directory, store) = store();
+    let file = File::new(&[]).transactions(0, 1, 1..=40).rotate("binlog.000002");
+    let cuts = cuts(&source(1), "binlog.000001", &file.bytes, 500);
+    for cut in &cuts {
+        deposit(&store, cut).await.unwrap();
+    }
+    let period = std::time::Duration::from_hours(1);
+    let read = async || due(&store, &(7200..10_800), period).await.unwrap();
+    let Due { segments, unreadable } = read().await;
+    assert_eq!(segments.len(), cuts.len());
+    assert_eq!(unreadable, [""; 0]);
+    let rate = Some(1 << 30);
+    for segment in &segments {
+        assert!(is_as_archived(&store, segment, rate).await.unwrap());
+        assert!(is_intact(&store, segment).await.unwrap());
+    }
+
+    let change = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
+        let path = directory.path().join(name);
+        let mut bytes = std::fs::read(&path).unwrap();
+        change(&mut bytes);
+        std::fs::write(path, bytes).unwrap();
+    };
+    let flip = |bytes: &mut Vec<u8>| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+    };
+    let [flipped, longer, shorter, gone, unknown, ..] = &segments[..] else {
+        panic!("{} segments", segments.len());
+    };
+    change(&flipped.object(), &flip);
+    change(&longer.object(), &|bytes| bytes.push(0));
+    change(&shorter.object(), &|bytes| bytes.truncate(bytes.len() - 1));
+    store.delete(&gone.object()).await.unwrap();
+    change(&unknown.index_object(), &flip);
+    assert!(!is_as_archived(&store, flipped, rate).await.unwrap());
+    assert!(is_as_archived(&store, gone, rate).await.is_err());
+    for segment in [flipped, longer, shorter, gone] {
+        assert!(!is_intact(&store, segment).await.unwrap());
+    }
+    let Due { segments, unreadable } = read().await;
+    assert_eq!(segments.len(), cuts.len() - 1);
+    assert_eq!(unreadable, [unknown.index_object()]);
+    assert!(!is_readable(&store, &unknown.index_object()).await.unwrap());
+    assert!(is_readable(&store, &flipped.index_object()).await.unwrap());
+
+    // Who has understood it before reads it anew.
+    let mut index = Index::of(cuts.into_iter().map(|cut| cut.segment));
+    index.refresh(&store).await.unwrap();
+    assert!(index.damaged().is_empty());
+    index.forget(&unreadable);
+    index.refresh(&store).await.unwrap();
+    assert!(index.damaged().contains_key(&unreadable[0]));
 }
 
 #[test]
@@ -371,66 +480,160 @@ fn only_what_every_kept_backup_has_is_unneeded_and_nothing_after_a_reset() {
 }
 
 proptest! {
-    /// Servers of one history, some restored, write files; backups are made; the oldest are given up. After each prune
-    /// everything between the oldest backup and the end is still there.
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
     #[test]
-    fn retention_keeps_every_recovery_point(steps in prop::collection::vec((0_u8..10, 1_u64..30), 1..40)) {
-        let mut history = 0_u64;
-        let mut writer = 1_u32;
-        let mut numbers = [0_u32; 4];
-        let mut segments = Vec::new();
-        let mut state = std::collections::BTreeMap::new();
-        let mut backups: Vec<Base> = Vec::new();
-        let mut removed = BTreeSet::new();
-        for (step, amount) in steps {
-            match step {
-                // A file of one server, which logs what everybody wrote.
-                0..=4 => {
-                    for archiver in [1, 2] {
-                        if archiver == 2 && amount % 3 != 0 {
-                            continue;
-                        }
-                        let list: Vec<(u32, u32, u64)> = state.iter().map(|(&server, &last)| (0, server, last)).collect();
-                        let file = File::new(&list).transactions(0, writer, history + 1..=history + amount);
-                        numbers[archiver as usize] += 1;
-                        let name = format!("binlog.{:06}", numbers[archiver as usize]);
-                        segments.extend(cuts(&source(archiver), &name, &file.bytes, 500).into_iter().map(|cut| cut.segment));
-                    }
-                    history += amount;
-                    state.insert(writer, history);
-                }
-                // Another server is the master.
-                5 | 6 => writer = writer % 3 + 1,
-                7 | 8 => {
-                    let text: Vec<String> = state.iter().map(|(server, last)| format!("0-{server}-{last}")).collect();
-                    backups.push(Base {
-                        name: format!("{history}"),
-                        transactions: Transactions::parse_mariadb(&text.join(","), "").unwrap(),
-                        ended_microseconds: history,
-                    });
-                }
-                _ => {
-                    if backups.len() > 1 {
-                        backups.remove(0);
-                    }
-                    if let Some(oldest) = backups.first() {
-                        let index = Index::of(segments.iter().filter(|segment| !removed.contains(&segment.index_object())).cloned());
-                        for segment in unneeded(&index, &[&oldest.transactions]) {
-                            removed.insert(segment.index_object());
-                        }
-                    }
-                }
+    fn retention_keeps_every_recovery_point_of_mariadb(steps in prop::collection::vec((0_u8..10, 1_u64..30), 1..40)) {
+        every_recovery_point_is_kept(Flavor::Mariadb, &steps);
+    }
+
+    #[test]
+    fn retention_keeps_every_recovery_point_of_mysql(steps in prop::collection::vec((0_u8..10, 1_u64..30), 1..40)) {
+        every_recovery_point_is_kept(Flavor::Mysql, &steps);
+    }
+}
+
+/// What was written by whom, in order: each number once.
+#[derive(Debug, Default)]
+struct Written(Vec<(u32, std::ops::RangeInclusive<u64>)>);
+
+impl Written {
+    /// The last number of each server.
+    fn last(&self) -> std::collections::BTreeMap<u32, u64> {
+        self.0
+            .iter()
+            .map(|(server, numbers)| (*server, *numbers.end()))
+            .collect()
+    }
+
+    fn set(&self) -> topology::gtid::GtidSet {
+        let mut set = topology::gtid::GtidSet::default();
+        for (server, numbers) in &self.0 {
+            set.insert(&mysql_uuid(*server).parse().unwrap(), None, numbers.clone())
+                .unwrap();
+        }
+        set
+    }
+
+    fn transactions(&self, flavor: Flavor) -> Transactions {
+        if flavor == Flavor::Mysql {
+            return Transactions::Mysql(self.set());
+        }
+        let text: Vec<String> = self
+            .last()
+            .iter()
+            .map(|(server, last)| format!("0-{server}-{last}"))
+            .collect();
+        Transactions::parse_mariadb(&text.join(","), "").unwrap()
+    }
+
+    fn file(&self, flavor: Flavor) -> File {
+        match flavor {
+            Flavor::Mysql => File::mysql(&self.set()),
+            Flavor::Mariadb => {
+                let list: Vec<_> = self
+                    .last()
+                    .iter()
+                    .map(|(&server, &last)| (0, server, last))
+                    .collect();
+                File::new(&list)
             }
-            let Some(oldest) = backups.first() else { continue };
-            let index = Index::of(segments.iter().filter(|segment| !removed.contains(&segment.index_object())).cloned());
-            let has: BTreeSet<u64> = index.all_files().flat_map(|file| match file.seen() {
-                backup::archive::Seen::Mariadb(runs) => runs.iter().flat_map(|(_, _, first, last)| first..=last).collect::<Vec<_>>(),
-                backup::archive::Seen::Mysql(_) => Vec::new(),
-            }).collect();
-            for needed in oldest.ended_microseconds + 1..=history {
-                prop_assert!(has.contains(&needed), "{needed} is gone, the oldest backup has up to {}", oldest.name);
-            }
-            prop_assert_eq!(holes(&index, &backups), []);
         }
     }
+}
+
+/// Servers of one history, some restored, write files; backups are made, of lagging replicas, too; the oldest are given up.
+/// After each prune everything is still there that comes after any backup that is kept.
+fn every_recovery_point_is_kept(flavor: Flavor, steps: &[(u8, u64)]) {
+    let (mut history, mut writer, mut numbers) = (0, 1, [0_u32; 4]);
+    let mut segments = Vec::new();
+    let mut written = Written::default();
+    // What each server had at some time, and its last number.
+    let mut states = vec![(written.transactions(flavor), 0)];
+    // Each with the number up to which it has everything.
+    let mut backups: Vec<(Base, u64)> = Vec::new();
+    let mut removed = BTreeSet::new();
+    for &(step, amount) in steps {
+        match step {
+            // A file of one server, which logs what everybody wrote.
+            0..=4 => {
+                for archiver in [1, 2] {
+                    if archiver == 2 && amount % 3 != 0 {
+                        continue;
+                    }
+                    let file = written
+                        .file(flavor)
+                        .transactions(0, writer, history + 1..=history + amount);
+                    numbers[archiver as usize] += 1;
+                    let name = format!("binlog.{:06}", numbers[archiver as usize]);
+                    let source = match flavor {
+                        Flavor::Mariadb => source(archiver),
+                        Flavor::Mysql => Source::mysql(&mysql_uuid(archiver).parse().unwrap()),
+                    };
+                    let mut composer = Composer::new(source, flavor, &name);
+                    for piece in file.bytes.chunks(500) {
+                        composer.push(piece).unwrap();
+                        segments.extend(composer.cut().unwrap().map(|cut| cut.segment));
+                    }
+                }
+                written.0.push((writer, history + 1..=history + amount));
+                history += amount;
+                states.push((written.transactions(flavor), history));
+            }
+            // Another server is the master.
+            5 | 6 => writer = writer % 3 + 1,
+            7 | 8 => {
+                // Of the Master, or of a replica that is some files behind, but not further than the oldest backup.
+                let oldest = backups.iter().map(|(_, has)| *has).min().unwrap_or(0);
+                let possible = &states[states.partition_point(|(_, has)| *has < oldest)..];
+                let behind = if step == 8 { amount } else { 0 } % possible.len() as u64;
+                let behind = usize::try_from(behind).unwrap();
+                let (transactions, has) = possible[possible.len() - 1 - behind].clone();
+                let base = Base {
+                    name: format!("{has}"),
+                    transactions,
+                    ended_microseconds: history,
+                };
+                backups.push((base, has));
+            }
+            _ => {
+                if backups.len() > 1 {
+                    backups.remove(0);
+                }
+                let kept: Vec<&Transactions> = backups.iter().map(|(base, _)| &base.transactions).collect();
+                for segment in unneeded(&left(&segments, &removed), &kept) {
+                    removed.insert(segment.index_object());
+                }
+            }
+        }
+        let Some(least) = backups.iter().map(|(_, has)| *has).min() else {
+            continue;
+        };
+        let index = left(&segments, &removed);
+        let has: BTreeSet<u64> = index
+            .all_files()
+            .flat_map(|file| match file.seen() {
+                Seen::Mariadb(runs) => runs
+                    .iter()
+                    .flat_map(|(_, _, first, last)| first..=last)
+                    .collect::<Vec<_>>(),
+                Seen::Mysql(set) => set.ranges().flat_map(|range| range.numbers).collect(),
+            })
+            .collect();
+        for needed in least + 1..=history {
+            assert!(
+                has.contains(&needed),
+                "{needed} is gone, a backup has up to {least}"
+            );
+        }
+        let bases: Vec<Base> = backups.iter().map(|(base, _)| base.clone()).collect();
+        assert_eq!(holes(&index, &bases), []);
+    }
+}
+
+fn left(segments: &[Segment], removed: &BTreeSet<String>) -> Index {
+    let kept = segments
+        .iter()
+        .filter(|segment| !removed.contains(&segment.index_object()));
+    Index::of(kept.cloned())
 }

@@ -5,8 +5,10 @@
 #[expect(dead_code, reason = "not every test needs every part of it")]
 mod binlogs;
 
-use backup::archive::{Composer, Index, Source, deposit};
-use backup::replay::{ArchivedHistory, Have, LeftOut, Plan, PlanError, Target, plan, plan_local};
+use std::path::PathBuf;
+
+use backup::archive::{Composer, Index, Segment, Source, deposit};
+use backup::replay::{ArchivedHistory, Have, LeftOut, LocalPlan, Plan, PlanError, Target, plan, plan_local};
 use backup::store::Store;
 use binlogs::{File, MARIADB_UUID};
 use mysql_client::binlog::{EventHeader, GtidEvent};
@@ -56,6 +58,7 @@ impl Archive {
             store: self.store.clone(),
             ranges: plan.ranges.clone(),
             left_out: plan.left_out.clone(),
+            reached: plan.reached.clone(),
         };
         let replica = Replica {
             server_id,
@@ -72,7 +75,7 @@ impl Archive {
     }
 
     /// The files below a folder of the store.
-    fn files(&self, folder: &str) -> Vec<std::path::PathBuf> {
+    fn files(&self, folder: &str) -> Vec<PathBuf> {
         let mut files: Vec<_> = std::fs::read_dir(self.directory.path().join(folder))
             .unwrap()
             .map(|entry| entry.unwrap().path())
@@ -226,17 +229,143 @@ async fn a_segment_that_is_gone_is_a_gap_and_what_is_before_it_can_be_restored()
         .map(|entry| entry.unwrap().path())
         .collect();
     segments.sort();
+    let (lost, ..) = segments_of(&archive, "binlog.000002").await[segments.len() / 2].clone();
     std::fs::remove_file(&segments[segments.len() / 2]).unwrap();
-    let sentence = refusal(archive.plan("", Target::End).await);
-    assert!(
-        sentence.contains("nowhere") && sentence.contains("0-1-"),
-        "{sentence}"
-    );
+    let within = Target::Time(lost.commit_times.unwrap().0);
+    for target in [Target::End, within] {
+        let sentence = refusal(archive.plan("", target).await);
+        assert!(
+            sentence.contains("nowhere") && sentence.contains("0-1-"),
+            "{sentence}"
+        );
+    }
     let plan = archive
         .plan("", Target::With("0-1-21".parse().unwrap()))
         .await
         .unwrap();
     assert_eq!(archive.served(&plan, "", 9).await.unwrap(), numbers(1, 1..=21));
+}
+
+/// The segments of a file in the archive of server 1, with the paths of their index and their bytes.
+async fn segments_of(archive: &Archive, file: &str) -> Vec<(Segment, PathBuf, PathBuf)> {
+    let index = Index::load(&archive.store).await.unwrap();
+    let source = Source::mariadb(ServerId(1), &MARIADB_UUID.parse().unwrap());
+    let segments = index.file(&source, file).unwrap().segments().to_vec();
+    let path = |name: String| archive.directory.path().join(name);
+    segments
+        .into_iter()
+        .map(|segment| {
+            (
+                segment.clone(),
+                path(segment.index_object()),
+                path(segment.object()),
+            )
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn a_hole_that_another_servers_file_fills_is_none() {
+    let (first, last) = (1, 60);
+    // With the file after it, and without.
+    for closed in [true, false] {
+        let archive = Archive::new();
+        let file = File::new(&[]).transactions(0, 1, first..=last);
+        archive.put(1, "binlog.000001", &file).await;
+        if closed {
+            archive.put(1, "binlog.000002", &File::new(&[(0, 1, last)])).await;
+        }
+        let segments = segments_of(&archive, "binlog.000001").await;
+        for (_, index, _) in &segments[segments.len() / 3..segments.len() / 2] {
+            std::fs::remove_file(index).unwrap();
+        }
+        refusal(archive.plan("", Target::End).await);
+        // Not all of it: what is left of the hole is named.
+        let part = File::new(&[]).transactions(0, 1, 1..=22);
+        archive.put(2, "binlog.000001", &part).await;
+        let sentence = refusal(archive.plan("", Target::End).await);
+        assert!(sentence.contains("0-1-23 to 0-1-"), "{sentence}");
+        // What the other has reaches beyond the hole, and not to the end.
+        let other = File::new(&[]).transactions(0, 1, 1..=45);
+        archive.put(3, "binlog.000001", &other).await;
+        let plan = archive.plan("", Target::End).await.unwrap();
+        assert_eq!(plan.summary.transactions, last);
+        assert_eq!(
+            archive.served(&plan, "", 9).await.unwrap(),
+            numbers(1, first..=last)
+        );
+        let target = Target::With("0-1-50".parse().unwrap());
+        let plan = archive.plan("0-1-7", target).await.unwrap();
+        assert_eq!(
+            archive.served(&plan, "0-1-7", 9).await.unwrap(),
+            numbers(1, 8..=50)
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_lost_at_the_end_is_refused_and_not_left_out() {
+    let gtid = |number: u64| Target::With(format!("0-1-{number}").parse().unwrap());
+    for damage_index in [false, true] {
+        let archive = two_files().await;
+        let segments = segments_of(&archive, "binlog.000002").await;
+        let (segment, index, object) = segments.last().unwrap();
+        let name = if damage_index {
+            let mut document = std::fs::read(index).unwrap();
+            let middle = document.len() / 2;
+            document[middle] ^= 1;
+            std::fs::write(index, document).unwrap();
+            segment.index_object()
+        } else {
+            std::fs::remove_file(object).unwrap();
+            segment.object()
+        };
+        for target in [Target::End, gtid(40), Target::Time(u64::MAX)] {
+            let sentence = refusal(archive.plan("", target).await);
+            assert!(sentence.contains(&name), "{sentence}");
+        }
+        // What is before it does not need it.
+        let plan = archive.plan("", gtid(30)).await.unwrap();
+        assert_eq!(archive.served(&plan, "", 9).await.unwrap(), numbers(1, 1..=30));
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_index_of_what_the_server_has_is_in_nobodys_way() {
+    let archive = two_files().await;
+    let segments = segments_of(&archive, "binlog.000001").await;
+    let (_, index, _) = &segments[segments.len() / 2];
+    let mut document = std::fs::read(index).unwrap();
+    let middle = document.len() / 2;
+    document[middle] ^= 1;
+    std::fs::write(index, document).unwrap();
+    refusal(archive.plan("0-1-7", Target::End).await);
+    let plan = archive.plan("0-1-20", Target::End).await.unwrap();
+    let served = archive.served(&plan, "0-1-20", 9).await.unwrap();
+    assert_eq!(served, numbers(1, 21..=40));
+}
+
+#[tokio::test]
+async fn a_file_without_its_begin_is_not_served_from_its_middle() {
+    let archive = Archive::new();
+    let file = File::new(&[]).transactions(0, 1, 1..=40);
+    archive.put(1, "binlog.000001", &file).await;
+    let (_, index, _) = &segments_of(&archive, "binlog.000001").await[0];
+    std::fs::remove_file(index).unwrap();
+    let other = File::new(&[]).transactions(0, 1, 1..=30);
+    archive.put(2, "binlog.000001", &other).await;
+    let sentence = refusal(archive.plan("", Target::End).await);
+    assert!(sentence.contains("the begin of binlog.000001"), "{sentence}");
+}
+
+/// The index is right by itself, and not of these bytes.
+#[tokio::test]
+async fn a_history_that_is_shorter_than_planned_is_an_error() {
+    let archive = two_files().await;
+    let mut plan = archive.plan("", Target::End).await.unwrap();
+    plan.reached = Owned::Mariadb("0-1-41".parse().unwrap());
+    let sentence = archive.served(&plan, "", 9).await.unwrap_err();
+    assert!(sentence.contains("0-1-41"), "{sentence}");
 }
 
 #[tokio::test]
@@ -266,8 +395,7 @@ async fn one_flipped_bit_is_refused_by_name() {
     );
 }
 
-/// The names of the files that `plan_local` would have removed, and its warnings.
-async fn finished(base: &str, files: &[(&str, &File)], skip: &[&str]) -> (Vec<String>, String) {
+async fn planned(base: &str, files: &[(&str, &File)], skip: &[&str]) -> Result<LocalPlan, PlanError> {
     let directory = tempfile::tempdir().unwrap();
     let mut paths = Vec::new();
     for (name, file) in files {
@@ -280,12 +408,56 @@ async fn finished(base: &str, files: &[(&str, &File)], skip: &[&str]) -> (Vec<St
         transactions: skip.iter().map(|text| text.parse().unwrap()).collect(),
         ..LeftOut::default()
     };
-    let plan = plan_local(&paths, &have, &Target::End, left_out).await.unwrap();
+    plan_local(&paths, &have, &Target::End, left_out).await
+}
+
+/// The names of the files that `plan_local` would have removed, and its warnings.
+async fn finished(base: &str, files: &[(&str, &File)], skip: &[&str]) -> (Vec<String>, String) {
+    let plan = planned(base, files, skip).await.unwrap();
     let names = plan.finished.iter().map(|path| {
         let name = path.file_name().unwrap();
         name.to_string_lossy().into_owned()
     });
     (names.collect(), plan.summary.warnings.join("; "))
+}
+
+/// The files of a directory are ordered by their numbers, which began anew with the reset.
+#[tokio::test]
+async fn local_files_of_before_and_after_a_reset_are_not_mixed() {
+    let after = File::new(&[]).transactions(0, 1, 1..=30).begun_later(5000);
+    let before = File::new(&[(0, 1, 20)])
+        .transactions(0, 1, 21..=40)
+        .begun_later(100);
+    let next = File::new(&[(0, 1, 30)])
+        .transactions(0, 1, 31..=40)
+        .begun_later(6000);
+    let sentence = |planned: Result<LocalPlan, PlanError>| match planned {
+        Err(PlanError::Refused(sentence)) => sentence,
+        other => panic!("{other:?}"),
+    };
+    let mixed = [("binlog.000001", &after), ("binlog.000007", &before)];
+    let refused = sentence(planned("", &mixed, &[]).await);
+    assert!(refused.contains("binlog.000007 was begun before"), "{refused}");
+    assert!(refused.contains("0-1-21 is in both"), "{refused}");
+    planned("", &[("binlog.000001", &after), ("binlog.000002", &next)], &[])
+        .await
+        .unwrap();
+}
+
+/// ▲ Who has a transaction of MariaDB is taken to have all before it: what is left out later says nothing of that.
+#[tokio::test]
+async fn what_is_left_out_hides_no_gap_before_it() {
+    let file = File::new(&[(0, 1, 30)]).transactions(0, 1, 31..=40);
+    let files = [("binlog.000002", &file)];
+    match planned("0-1-10", &files, &["0-1-35"]).await {
+        Err(PlanError::Refused(sentence)) => {
+            assert!(sentence.contains("0-1-11 to 0-1-30 is missing"), "{sentence}");
+        }
+        other => panic!("{other:?}"),
+    }
+    // What comes next was left out before.
+    let plan = planned("0-1-28", &files, &["0-1-29", "0-1-30"]).await.unwrap();
+    assert_eq!(plan.summary.transactions, 10);
 }
 
 #[tokio::test]

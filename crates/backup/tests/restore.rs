@@ -2,13 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use age::secrecy::ExposeSecret as _;
 use backup::catalogue;
-use backup::full::{Begun, FullError, PackingPlan};
+use backup::full::{Begun, FullError, NOTE_VALID, PackingPlan};
 use backup::manifest::{BackupPosition, MANIFEST_FORMAT, Manifest, Packing, Source, Tool};
 use backup::restore::Reading;
 use backup::store::{Keys, Store};
@@ -117,6 +118,7 @@ async fn make(store: &Store, bytes: Vec<u8>, time: &str) -> Result<Manifest, Ful
             gtid: "0-1-1".to_owned(),
             transactions: Transactions::parse_mariadb("0-1-1", "").unwrap(),
         },
+        left_out: BTreeSet::new(),
         tool: Tool {
             name: "test".to_owned(),
             version: "1".to_owned(),
@@ -295,6 +297,40 @@ fn a_bit_flipped_in_any_object_is_found_and_the_object_named() {
                 .contains("cannot be read")
         );
         assert!(catalogue::list(&store).await.unwrap()[0].manifest.is_err());
+    });
+}
+
+#[test]
+fn two_instances_never_make_a_full_backup_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let store = store(directory.path());
+        let cluster = cluster();
+        let (one, other) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let begin = |instance, now| Begun::begin(&store, &cluster, instance, "job", now);
+        let now = Timestamp::now();
+        let second = jiff::SignedDuration::from_secs(1);
+        let first = begin(&one, now).await.unwrap();
+        let busy = begin(&other, now + second).await.unwrap_err();
+        assert!(
+            matches!(&busy, FullError::Busy { instance, id } if instance == "a" && id == first.id()),
+            "{busy}"
+        );
+        // Its own are left of an earlier life; another's are, once nobody wrote them again for long enough.
+        begin(&one, now + second).await.unwrap();
+        let later = now + jiff::SignedDuration::try_from(NOTE_VALID).unwrap() + second * 5;
+        begin(&other, later).await.unwrap().abandon().await.unwrap();
+
+        for round in 0..50 {
+            for object in store.list("full").await.unwrap() {
+                store.delete(&object.name).await.unwrap();
+            }
+            let both = tokio::join!(
+                begin(&one, now + second * 2 * round),
+                begin(&other, now + second * (2 * round + 1))
+            );
+            assert!(both.0.is_err() || both.1.is_err(), "{both:?}");
+        }
     });
 }
 

@@ -14,8 +14,8 @@ use service_manager::ServiceManager;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use topology::Flavor;
 use topology::observation::ServerState;
-use topology::{Flavor, Generation};
 
 use crate::announce::{announce, announce_end};
 use crate::archiver;
@@ -35,14 +35,16 @@ use crate::last_words;
 use crate::notes::Notes;
 use crate::replaying;
 use crate::report::{Reporter, Snapshot};
+use crate::secrets::Secrets;
 use crate::server::Launcher;
 use crate::start::Starter;
 use crate::uncopied;
 use crate::upgrade;
 use crate::user;
 
-/// Configurations that were read again while the agent runs.
-pub type Reloads = mpsc::UnboundedReceiver<InstanceConfig>;
+/// What SIGHUP means while the agent runs: the configuration that was read again, or none where it makes no sense.
+/// Logs are opened anew in either case.
+pub type Reloads = mpsc::UnboundedReceiver<Option<InstanceConfig>>;
 
 /// Runs an agent until `shutdown` turns true and its server is stopped.
 ///
@@ -53,8 +55,9 @@ pub async fn run(
     shutdown: watch::Receiver<bool>,
     reloads: Reloads,
 ) -> anyhow::Result<()> {
-    let secrets = load_secrets(&config)?;
+    // First: it may say why a password is missing.
     let wishes = Wishes::load(&config.first_start_directory, |name| std::env::var_os(name))?;
+    let secrets = load_secrets(&config)?;
     let launcher = Launcher::through(
         std::env::current_exe().context("find this program's own file")?,
         config.server_dies_with_agent,
@@ -66,27 +69,19 @@ pub async fn run(
     replaying::refuse_after_a_crash_of_the_machine(&config.data_directory)?;
     let binaries = find_binaries(&config, &contents)?;
     secrets.check_for(binaries.flavor)?;
+    let (newer, secrets) = Secrets::new(secrets)?;
     tracing::info!(
         "agent of {}: {binaries}, data in {}",
         config.id,
         config.data_directory.display()
     );
 
-    let (publish, snapshot) = watch::channel(Snapshot {
-        identity: contents.identity.clone(),
-        version: Some(binaries.version),
-        upgraded_from: None,
-        first_start: None,
-        state: ServerState::Starting,
-        detail: String::new(),
-        server_pid: None,
-        generation: Generation::ZERO,
-    });
+    let before = Snapshot::before_the_start(contents.identity.clone(), binaries.version);
+    let (publish, snapshot) = watch::channel(before);
     let (archive, orders) = archiver::Parts::new(&config, binaries.flavor, &secrets, snapshot.clone());
-    let (uncopied, looking) = uncopied::watch(&config, binaries.flavor, &secrets, snapshot.clone());
+    let (uncopied, looking) = uncopied::watch(&config, &binaries, &secrets, snapshot.clone());
     let reporter = Reporter::new(&config, binaries.flavor, snapshot, archive.watched(), uncopied);
-    let token = secrets.agent_token()?;
-    let monitors = heartbeat::clients(&config.monitor, &token)?;
+    let monitors = heartbeat::clients(&config.monitor, secrets.agent_token())?;
     let (driver, events) = mpsc::channel(64);
     let listener = TcpListener::bind(config.agent_listen)
         .await
@@ -102,7 +97,12 @@ pub async fn run(
         driver: driver.clone(),
         donations: Donations::default(),
     })?;
-    let routes = http::router(driver.clone(), reporter.clone(), jobs.clone(), &token);
+    let routes = http::router(
+        driver.clone(),
+        reporter.clone(),
+        jobs.clone(),
+        secrets.agent_token(),
+    );
     around.spawn(async move {
         if let Err(error) = axum::serve(listener, routes).await {
             tracing::error!("the agent's HTTP ended: {error}");
@@ -111,7 +111,7 @@ pub async fn run(
     for monitor in &monitors {
         around.spawn(heartbeat::beat(monitor.clone(), reporter.clone(), driver.clone()));
     }
-    around.spawn(take_reloads(reloads, binaries.flavor, driver));
+    around.spawn(take_reloads(reloads, binaries.flavor, newer, driver));
     archiver::start(&archive, &mut around)?;
     around.spawn(replaying::tidy_up_when_running(&config, &secrets, &publish));
     around.spawn(looking);
@@ -195,17 +195,25 @@ fn load_secrets(config: &InstanceConfig) -> Result<SecretFile, SecretError> {
     Ok(secrets)
 }
 
-/// Hands what was read again to the driver, with the secrets that go with it.
-async fn take_reloads(mut reloads: Reloads, flavor: Flavor, driver: mpsc::Sender<Event>) {
+/// Hands what was read again to the driver, and the secrets that go with it to everybody.
+async fn take_reloads(
+    mut reloads: Reloads,
+    flavor: Flavor,
+    newer: watch::Sender<SecretFile>,
+    driver: mpsc::Sender<Event>,
+) {
     while let Some(config) = reloads.recv().await {
+        // A driver that has ended needs nothing any more.
+        drop(driver.send(Event::ReopenLogs).await);
+        let Some(config) = config else { continue };
         let secrets = load_secrets(&config).and_then(|secrets| {
             secrets.check_for(flavor)?;
             Ok(secrets)
         });
         match secrets {
             Ok(secrets) => {
-                // A driver that has ended needs nothing any more.
-                drop(driver.send(Event::Reloaded(Box::new((config, secrets)))).await);
+                newer.send_replace(secrets);
+                drop(driver.send(Event::Reloaded(Box::new(config))).await);
             }
             Err(error) => tracing::error!("nothing is taken over: {error}"),
         }
@@ -238,7 +246,7 @@ async fn serve(
     };
     loop {
         let notes = Notes::load(&starter.config.run_directory, &identity.incarnation)?;
-        let adopted = starter.adopt(&notes).await?;
+        let adopted = starter.adopt(&notes, &identity).await?;
         if adopted.is_none() {
             let say = |detail| parts.publish.send_modify(|snapshot| snapshot.detail = detail);
             let upgrade = upgrade::before_start(starter, parts.secrets, &mut identity, say);
@@ -251,7 +259,7 @@ async fn serve(
                 return Ok(());
             }
         }
-        let first_start = FirstStart::load(starter.wishes.clone(), &starter.config)?;
+        let first_start = FirstStart::load(starter.wishes.clone(), &starter.config).await?;
         let driver = Driver::new(Parts {
             first_start,
             starter: starter.clone(),

@@ -1,26 +1,31 @@
 //! The binlog archive's part of the agent: puts the server's binlog into the backup store while the monitor wants that,
 //! looks after what is there, and removes from the server's disk what nobody needs any more.
 //!
-//! Three tasks, none of which the server's driver waits for:
+//! Four tasks, none of which the server's driver waits for:
 //!
 //! | module | task |
 //! |---|---|
 //! | this | archives, again and again, whatever ends it |
+//! | `check` | reads every object of the archive once in a while |
 //! | `care` | looks at the archive as a whole: what is missing, which segments to put together |
 //! | `purge` | removes old binlog files of this server |
 
 mod care;
+mod check;
 mod purge;
 
 use std::time::Duration;
 
+pub(crate) use purge::has_all;
+
+use crate::secrets::Secrets;
 use api::archive::{ArchiveOrder, ArchiveReport, ArchiveWindow};
-use backup::archive::{ArchiveError, ArchivedServer, Base, Index, Progress, archive};
+use backup::archive::{ArchiveError, ArchivedServer, Base, Index, Progress, archive, take_over};
 use backup::catalogue;
 use backup::full::claim_store;
 use backup::store::{Store, StoreError};
 use mysql_client::Endpoint;
-use mysql_client::credentials::{SecretError, SecretFile};
+use mysql_client::credentials::SecretError;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -37,7 +42,7 @@ use crate::report::{ArchiveWatch, Snapshot};
 pub(crate) struct Parts {
     pub(crate) config: InstanceConfig,
     pub(crate) flavor: Flavor,
-    pub(crate) secrets: SecretFile,
+    pub(crate) secrets: Secrets,
     pub(crate) snapshot: watch::Receiver<Snapshot>,
     pub(crate) orders: watch::Receiver<Option<ArchiveOrder>>,
     /// How it is doing, for the reports.
@@ -53,6 +58,8 @@ pub(crate) struct State {
     failure: Option<String>,
     window: Option<ArchiveWindow>,
     care: Vec<String>,
+    /// What was found to be damaged in the store.
+    damage: check::Damage,
     purge: Vec<String>,
     binlog_disk_bytes: Option<u64>,
 }
@@ -67,6 +74,9 @@ const LASTING: Duration = Duration::from_secs(30);
 /// A server that was not heard for so long is not being archived, whatever the last word was.
 const DEAF_AFTER: Duration = Duration::from_secs(5);
 
+/// So long an archiver waits for the one that it takes over from.
+const TAKE_OVER_LIMIT: Duration = Duration::from_secs(30);
+
 /// More than so long between a commit and the store is worth a word.
 const LAG_LIMIT: Duration = Duration::from_secs(10);
 
@@ -75,11 +85,12 @@ const LAG_LIMIT: Duration = Duration::from_secs(10);
 /// # Errors
 /// When the store's URL or options are of no use.
 pub(crate) fn start(parts: &Parts, around: &mut JoinSet<()>) -> Result<(), StoreError> {
-    let Some(store) = parts.config.store()? else {
+    let Some(store) = parts.config.store(&parts.secrets.now())? else {
         return Ok(());
     };
     around.spawn(keep_archiving(parts.clone(), store.clone()));
     around.spawn(care::keep_caring(parts.clone(), store.clone()));
+    around.spawn(check::keep_checking(parts.clone(), store.clone()));
     around.spawn(purge::keep_purging(parts.clone(), store));
     Ok(())
 }
@@ -88,6 +99,7 @@ pub(crate) fn start(parts: &Parts, around: &mut JoinSet<()>) -> Result<(), Store
 fn first_order(config: &InstanceConfig) -> Option<ArchiveOrder> {
     config.monitor.is_empty().then_some(ArchiveOrder {
         archive: true,
+        takes_over: false,
         others_have: None,
     })
 }
@@ -154,13 +166,16 @@ pub(crate) fn archives(watched: &ArchiveWatch) -> bool {
 async fn keep_archiving(mut parts: Parts, store: Store) {
     let mut index = Index::default();
     let mut pause = PAUSE;
+    // Once for each time in which this agent archives.
+    let mut may_take_over = true;
     loop {
         let identity = parts.until_wanted().await;
         parts.report.send_modify(|state| state.archiving = true);
         let (stop, stopped) = watch::channel(false);
         let began = Instant::now();
         let ended = {
-            let session = session(&parts, &store, &mut index, &identity, stopped);
+            let take_over = std::mem::take(&mut may_take_over);
+            let session = session(&parts, &store, &mut index, &identity, take_over, stopped);
             tokio::pin!(session);
             let (mut orders, mut snapshot) = (parts.orders.clone(), parts.snapshot.clone());
             tokio::select! {
@@ -191,6 +206,7 @@ async fn keep_archiving(mut parts: Parts, store: Store) {
             }
         });
         if !wanted {
+            may_take_over = true;
             parts.progress.send_modify(|progress| {
                 progress.waiting_since = None;
                 progress.heard = None;
@@ -206,6 +222,7 @@ async fn session(
     store: &Store,
     index: &mut Index,
     identity: &Identity,
+    may_take_over: bool,
     stopped: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
     let cluster = identity.cluster.as_ref().ok_or(Failure::NoCluster)?;
@@ -213,8 +230,12 @@ async fn session(
         .await
         .map_err(|error| Failure::Other(format!("{:#}", anyhow::Error::from(error))))?;
     let bases = bases(store).await?;
+    index.forget(&parts.report.borrow().damage.indexes);
     index.refresh(store).await?;
     let server = parts.server(identity)?;
+    if may_take_over {
+        until_taken_over(parts, store, &server, index, &bases, stopped.clone()).await;
+    }
     let began = Instant::now();
     let running = archive(store, &server, index, &bases, &parts.progress, stopped);
     tokio::pin!(running);
@@ -226,6 +247,37 @@ async fn session(
     }
     parts.report.send_modify(|state| state.failure = None);
     Ok(running.await?)
+}
+
+/// Where another agent archives until this one has begun: waits until it has what this one need not archive again. Whatever
+/// comes of it, archiving begins.
+async fn until_taken_over(
+    parts: &Parts,
+    store: &Store,
+    server: &ArchivedServer,
+    index: &mut Index,
+    bases: &[Base],
+    mut stopped: watch::Receiver<bool>,
+) {
+    let is_alone = |order: &Option<ArchiveOrder>| !order.as_ref().is_some_and(|order| order.takes_over);
+    let mut orders = parts.orders.clone();
+    if is_alone(&orders.borrow()) {
+        return;
+    }
+    let taken = tokio::select! {
+        taken = tokio::time::timeout(TAKE_OVER_LIMIT, take_over(store, server, index, bases)) => taken,
+        _ = orders.wait_for(is_alone) => return,
+        _ = stopped.wait_for(|stop| *stop) => return,
+    };
+    let why = match taken {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => describe(&error),
+        Err(_) => format!(
+            "the other agent did not get so far in {} s",
+            TAKE_OVER_LIMIT.as_secs()
+        ),
+    };
+    tracing::warn!("what another agent archived is archived of this server, too: {why}");
 }
 
 /// Why nothing is archived.
@@ -241,9 +293,9 @@ enum Failure {
     Other(String),
 }
 
-fn describe(failure: &Failure) -> String {
+fn describe(failure: &dyn std::error::Error) -> String {
     let mut text = failure.to_string();
-    let mut source = std::error::Error::source(failure);
+    let mut source = failure.source();
     while let Some(error) = source {
         if !text.contains(&error.to_string()) {
             text = format!("{text}: {error}");
@@ -281,7 +333,7 @@ impl Parts {
     pub(crate) fn new(
         config: &InstanceConfig,
         flavor: Flavor,
-        secrets: &SecretFile,
+        secrets: &Secrets,
         snapshot: watch::Receiver<Snapshot>,
     ) -> (Self, watch::Sender<Option<ArchiveOrder>>) {
         let (orders, ordered) = watch::channel(first_order(config));
@@ -337,7 +389,7 @@ impl Parts {
 
 fn archived_server(
     config: &InstanceConfig,
-    secrets: &SecretFile,
+    secrets: &Secrets,
     flavor: Flavor,
     identity: &Identity,
 ) -> Result<ArchivedServer, SecretError> {

@@ -16,7 +16,7 @@ use topology::{Address, Flavor, InstanceId};
 
 use crate::server_arguments;
 
-pub use backup_settings::{Compression, StoreOptions};
+pub use backup_settings::{BackupTool, Compression, StoreOptions};
 
 /// Everything that an agent is told before it starts.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -133,6 +133,9 @@ pub struct InstanceConfig {
     /// is configured. Without one the server removes them after a week by itself.
     #[serde(default = "binlog_keep_hours")]
     pub binlog_keep_hours: u64,
+    /// Within so many hours an agent that archives reads every object of the binlog archive once; 0: never.
+    #[serde(default = "archive_check_hours")]
+    pub archive_check_hours: u64,
     /// How much room binlog files may take on the server's disk, in MiB; none: all there is.
     #[serde(default)]
     pub binlog_disk_limit_mebibytes: Option<u64>,
@@ -146,6 +149,12 @@ pub struct InstanceConfig {
     /// processors, at most 8.
     #[serde(default)]
     pub backup_threads: Option<usize>,
+    /// With what servers of MySQL are copied; MariaDB has a tool of its own.
+    #[serde(default)]
+    pub backup_tool: BackupTool,
+    /// Percona's `xtrabackup`; none: what is beside the server or on the PATH.
+    #[serde(default)]
+    pub xtrabackup_program: Option<PathBuf>,
     /// How many bytes a full backup writes to the store per second, at most.
     #[serde(default)]
     pub backup_limit_bytes_per_second: Option<u64>,
@@ -288,6 +297,23 @@ impl InstanceConfig {
     /// # Errors
     /// As [`InstanceConfig::parse`].
     pub fn from_table(table: toml::Table) -> Result<Self, ConfigError> {
+        let missing: Vec<&str> = [
+            ("id", "id (such as mysql-server-1)"),
+            ("address", "address (where others reach the server: HOST:3306)"),
+            (
+                "agent_listen",
+                "agent_listen (where the agent is asked: 0.0.0.0:3406)",
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(key, what)| (!table.contains_key(key)).then_some(what))
+        .collect();
+        if !missing.is_empty() {
+            return Err(ConfigError::Invalid(format!(
+                "there is no {}",
+                missing.join(", no ")
+            )));
+        }
         let config: Self = table
             .try_into()
             .map_err(|error: toml::de::Error| ConfigError::Syntax(error.to_string().trim().to_owned()))?;
@@ -351,7 +377,7 @@ impl InstanceConfig {
     fn check(&self) -> Result<(), ConfigError> {
         let temporary = self.temporary();
         let invalid = |message: String| Err(ConfigError::Invalid(message));
-        let objections = server_arguments::objections(&self.server_arguments);
+        let objections = server_arguments::objections(&self.server_arguments, self.backup_store.is_some());
         if !objections.is_empty() {
             return invalid(format!("server_arguments: {}", objections.join("; ")));
         }
@@ -448,6 +474,11 @@ fn yes() -> bool {
 /// Long enough for a replica that was away over a weekend.
 fn binlog_keep_hours() -> u64 {
     72
+}
+
+/// A week, as full backups are checked.
+fn archive_check_hours() -> u64 {
+    168
 }
 
 fn stop_grace_seconds() -> u64 {
@@ -552,10 +583,13 @@ mod tests {
             "restore_foreign_cluster",
             "backup_staging_directory",
             "binlog_keep_hours",
+            "archive_check_hours",
             "binlog_disk_limit_mebibytes",
             "backup_compression",
             "backup_compression_level",
             "backup_threads",
+            "backup_tool",
+            "xtrabackup_program",
             "backup_limit_bytes_per_second",
         ] {
             assert!(
@@ -598,6 +632,13 @@ mod tests {
         let long = format!("run_directory = \"/{}\"", "x".repeat(120));
         assert!(with(&long).unwrap_err().to_string().contains("107 bytes"));
         assert!(InstanceConfig::parse("id = ").is_err());
+        let all = InstanceConfig::parse("").unwrap_err().to_string();
+        assert!(
+            ["no id", "no address", "no agent_listen"]
+                .iter()
+                .all(|words| all.contains(words)),
+            "{all}"
+        );
     }
 
     #[test]

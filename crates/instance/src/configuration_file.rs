@@ -185,9 +185,11 @@ pub enum ExtraSettingsError {
     },
 }
 
+const ONE_DIRECTORY: &str = "a backup, a restore and an initialisation are of data_directory alone";
+
 /// Settings that keep the data safe or the server under the service's control, with the reason in a few words.
 /// A name that ends in `*` stands for all that begin so.
-const PROTECTED: [(&str, &str); 66] = [
+const PROTECTED: [(&str, &str); 69] = [
     ("bootstrap", "it makes a data directory and serves nobody"),
     ("initialize*", "it makes a data directory and serves nobody"),
     ("daemonize", "the agent is the server's parent"),
@@ -250,6 +252,9 @@ const PROTECTED: [(&str, &str); 66] = [
     ("binlog_ignore_db", "replicas would lack data"),
     ("innodb_flush_log_at_trx_commit", "a commit must be on the disk"),
     ("innodb_doublewrite", "a torn page must be repaired"),
+    ("innodb_data_home_dir", ONE_DIRECTORY),
+    ("innodb_log_group_home_dir", ONE_DIRECTORY),
+    ("innodb_undo_directory", ONE_DIRECTORY),
     ("log_slave_updates", "a replica must be able to become the master"),
     (
         "log_replica_updates",
@@ -286,11 +291,18 @@ const PROTECTED: [(&str, &str); 66] = [
     ),
 ];
 
-/// Checks `*.cnf` of the user's directory; `Ok` also when there is none.
+/// The same where the binlogs are archived.
+const PROTECTED_WITH_ARCHIVE: &[(&str, &str)] = &[
+    ("binlog_expire_logs_seconds", ONLY_WHAT_IS_ARCHIVED),
+    ("expire_logs_days", ONLY_WHAT_IS_ARCHIVED),
+];
+const ONLY_WHAT_IS_ARCHIVED: &str = "with a backup_store only what is archived goes; see binlog_keep_hours";
+
+/// The `*.cnf` of the user's directory, in the order in which the server reads them: path and text.
 ///
 /// # Errors
-/// When a file cannot be read or has a protected setting; every one is named.
-pub fn check_extra_settings(directory: &Path) -> Result<(), ExtraSettingsError> {
+/// When the directory or a file cannot be read.
+pub(crate) fn own_files(directory: &Path) -> Result<Vec<(PathBuf, String)>, ExtraSettingsError> {
     let unreadable = |path: &Path, source: io::Error| ExtraSettingsError::Unreadable {
         path: path.to_path_buf(),
         source,
@@ -304,12 +316,23 @@ pub fn check_extra_settings(directory: &Path) -> Result<(), ExtraSettingsError> 
         }
     }
     files.sort();
-    let mut settings = Vec::new();
+    let mut texts = Vec::new();
     for path in files {
         let bytes = std::fs::read(&path).map_err(|source| unreadable(&path, source))?;
-        let text = String::from_utf8_lossy(&bytes);
+        texts.push((path, String::from_utf8_lossy(&bytes).into_owned()));
+    }
+    Ok(texts)
+}
+
+/// Checks `*.cnf` of the user's directory, for a server whose binlogs are archived or not; `Ok` also when there is none.
+///
+/// # Errors
+/// When a file cannot be read or has a protected setting; every one is named.
+pub fn check_extra_settings(directory: &Path, archived: bool) -> Result<(), ExtraSettingsError> {
+    let mut settings = Vec::new();
+    for (path, text) in own_files(directory)? {
         settings.extend(
-            protected_settings(&text)
+            protected_settings(&text, archived)
                 .into_iter()
                 .map(|(line, what)| format!("{}:{line}: {what}", path.display())),
         );
@@ -322,23 +345,28 @@ pub fn check_extra_settings(directory: &Path) -> Result<(), ExtraSettingsError> 
 }
 
 /// Line numbers and descriptions of what a file must not contain.
-fn protected_settings(text: &str) -> Vec<(usize, String)> {
+fn protected_settings(text: &str, archived: bool) -> Vec<(usize, String)> {
+    let judged = server_lines(text).into_iter().filter_map(|(number, line)| {
+        if line.starts_with('!') {
+            return Some((number, format!("{line} (put the file itself into the directory)")));
+        }
+        let name = line.split(['=', ' ', '\t', '#']).next().unwrap_or(line);
+        protected(name, archived).map(|reason| (number, format!("{name} ({reason})")))
+    });
+    judged.collect()
+}
+
+/// The lines of a file that mean something to a server: its groups' settings, and what leads to other files; with
+/// their numbers.
+pub(crate) fn server_lines(text: &str) -> Vec<(usize, &str)> {
     let mut found = Vec::new();
     let mut for_server = false;
     for (index, line) in text.lines().enumerate() {
         let line = line.trim();
         if let Some(group) = line.strip_prefix('[') {
             for_server = is_server_group(group.split(']').next().unwrap_or(group).trim());
-        } else if line.starts_with('!') {
-            found.push((
-                index + 1,
-                format!("{line} (put the file itself into the directory)"),
-            ));
-        } else if for_server && !line.is_empty() && !line.starts_with(['#', ';']) {
-            let name = line.split(['=', ' ', '\t', '#']).next().unwrap_or(line);
-            if let Some(reason) = protected(name) {
-                found.push((index + 1, format!("{name} ({reason})")));
-            }
+        } else if line.starts_with('!') || (for_server && !line.is_empty() && !line.starts_with(['#', ';'])) {
+            found.push((index + 1, line));
         }
     }
     found
@@ -351,9 +379,9 @@ fn is_server_group(group: &str) -> bool {
     matches!(base, "mysqld" | "mariadbd" | "server" | "mariadb" | "galera")
 }
 
-/// The reason why an option is protected. Servers take `-` for `_`, prefixes such as `skip-`, `loose-` and
+/// The reason why an option is protected, at a server whose binlogs are archived or not. Servers take `-` for `_`, prefixes such as `skip-`, `loose-` and
 /// `enable-`, and any unambiguous beginning of a name.
-pub(crate) fn protected(option: &str) -> Option<&'static str> {
+pub(crate) fn protected(option: &str, archived: bool) -> Option<&'static str> {
     let name = option.to_ascii_lowercase().replace('-', "_");
     let mut bare = name.as_str();
     while let Some(rest) = ["loose_", "skip_", "disable_", "enable_", "maximum_"]
@@ -362,7 +390,8 @@ pub(crate) fn protected(option: &str) -> Option<&'static str> {
     {
         bare = rest;
     }
-    PROTECTED.iter().find_map(|(protected, reason)| {
+    let more = if archived { PROTECTED_WITH_ARCHIVE } else { &[] };
+    PROTECTED.iter().chain(more).find_map(|(protected, reason)| {
         let hit = |name: &str| {
             !name.is_empty()
                 && match protected.strip_suffix('*') {
@@ -511,7 +540,7 @@ mod tests {
         for flavor in [Flavor::Mariadb, Flavor::Mysql] {
             for line in rendered(&config, flavor, Purpose::Run).lines() {
                 if let Some((name, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
-                    assert_eq!(protected(name).is_none(), free.contains(&name), "{name}");
+                    assert_eq!(protected(name, false).is_none(), free.contains(&name), "{name}");
                 }
             }
         }
@@ -523,11 +552,15 @@ mod tests {
                     skip-log-bin\nloose_rpl_semi_sync_master_timeout 5\nsync_b=0\nskip-slave-start=0\n\
                     [mariadb-10.11]\nread_only=0\nplugin_load_add=x\nslow_query_log_file=y\n!include /etc/x\n\
                     [mysqldump]\nuser=x\n";
-        let found: Vec<usize> = protected_settings(text)
-            .into_iter()
-            .map(|(line, _)| line)
-            .collect();
-        assert_eq!(found, [5, 7, 8, 9, 10, 12, 15]);
+        let found = |text, archived| -> Vec<usize> {
+            let settings = protected_settings(text, archived).into_iter();
+            settings.map(|(line, _)| line).collect()
+        };
+        assert_eq!(found(text, false), [5, 7, 8, 9, 10, 12, 15]);
+        // A server that removes its binlogs by itself does so with those that are not archived, too.
+        let text = "[mysqld]\nbinlog_expire_logs_seconds = 60\nexpire-logs-days = 1\n";
+        assert!(found(text, false).is_empty());
+        assert_eq!(found(text, true), [2, 3]);
     }
 
     #[test]
@@ -535,13 +568,15 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("a.cnf"), "[mysqld]\nmax_connections=5\n").unwrap();
         std::fs::write(directory.path().join("notes.txt"), "[mysqld]\nsync_binlog=0\n").unwrap();
-        check_extra_settings(directory.path()).unwrap();
+        check_extra_settings(directory.path(), false).unwrap();
         std::fs::write(directory.path().join("b.cnf"), "[mysqld]\n\nsync_binlog=0\n").unwrap();
-        let text = check_extra_settings(directory.path()).unwrap_err().to_string();
+        let text = check_extra_settings(directory.path(), false)
+            .unwrap_err()
+            .to_string();
         assert!(
             text.contains("b.cnf:3: sync_binlog (a commit must be on the disk)"),
             "{text}"
         );
-        assert!(check_extra_settings(&directory.path().join("none")).is_err());
+        assert!(check_extra_settings(&directory.path().join("none"), false).is_err());
     }
 }

@@ -1,16 +1,15 @@
 //! A MariaDB server that was killed in the middle of a definition is started for its recovery alone, and what that logged
 //! is made right before anybody reads it; see [`recovered_definition`].
 
+use crate::secrets::Secrets;
 use anyhow::Context as _;
-use mysql_client::credentials::SecretFile;
 use topology::Flavor;
 
 use crate::identity::Identity;
-use crate::initialise::{Bound, prepare_directories, stop};
+use crate::initialise::{prepare_directories, stop};
+use crate::private_server;
 use crate::recovered_definition::{self, Found};
-use crate::server;
 use crate::start::Starter;
-use crate::upgrade::until_it_answers;
 
 /// Does that where it is needed; nearly always there is nothing to do.
 ///
@@ -18,7 +17,7 @@ use crate::upgrade::until_it_answers;
 /// When it cannot be done; nothing is lost then, but the server may count as diverged.
 pub(crate) async fn before_start(
     starter: &Starter,
-    secrets: &SecretFile,
+    secrets: &Secrets,
     identity: &Identity,
 ) -> anyhow::Result<()> {
     if starter.binaries.flavor != Flavor::Mariadb {
@@ -56,15 +55,7 @@ pub(crate) async fn before_start(
     Ok(())
 }
 
-async fn recover(starter: &Starter, secrets: &SecretFile, identity: &Identity) -> anyhow::Result<()> {
-    let config = &starter.config;
-    let left = server::end_work_in(&config.data_directory)
-        .await
-        .context("end what an interrupted recovery left behind")?;
-    if left > 0 {
-        tracing::warn!("ended {left} processes that an interrupted recovery left behind");
-    }
-    let running = Bound(starter.start_private(identity).await?);
-    until_it_answers(starter, secrets, &running.0).await?;
-    stop(&running.0, &config.error_log()).await
+async fn recover(starter: &Starter, secrets: &Secrets, identity: &Identity) -> anyhow::Result<()> {
+    let running = private_server::start(starter, secrets, identity).await?;
+    stop(&running.0, &starter.config.error_log()).await
 }

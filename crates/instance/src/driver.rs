@@ -7,37 +7,40 @@
 mod asking;
 mod hearing;
 mod jobs;
+mod keeping;
 mod starting;
 mod stopping;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::secrets::Secrets;
 use api::agent::{ApplicationRequest, HeartbeatReply, ScheduledEvent};
 use api::archive::ArchiveOrder;
 use api::client::Client;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use mysql_client::credentials::SecretFile;
-use rustix::process::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use topology::observation::ServerState;
 use topology::{AccountNumber, Incarnation, Version};
 
-use self::jobs::{Done, answer};
+use self::jobs::Done;
+use self::stopping::Leaving;
 use crate::config::InstanceConfig;
-use crate::fence::{Closed, Verdict};
+use crate::error_log::{self, ERROR_LINES, ErrorLog};
+use crate::fence::Verdict;
 use crate::first_start::FirstStart;
 use crate::identity::Identity;
 use crate::jobs::Job;
 use crate::lifecycle::Restarts;
+use crate::lockout::Lockout;
 use crate::misfit::SecretsMisfit;
 use crate::notes::Notes;
 use crate::report::Snapshot;
 use crate::restore::Wanted;
-use crate::server::{self, Exit, Process, RESTART_ME};
+use crate::server::{Exit, Process, RESTART_ME};
 use crate::sessions::RootSessions;
 use crate::start::Starter;
 
@@ -47,7 +50,9 @@ pub(crate) enum Event {
     /// A monitor answered a report.
     Heard(Box<HeartbeatReply>),
     /// The configuration and the secrets were read again.
-    Reloaded(Box<(InstanceConfig, SecretFile)>),
+    Reloaded(Box<InstanceConfig>),
+    /// The server's logs may have been moved away: new ones are to be begun.
+    ReopenLogs,
     /// Somebody asks for something.
     Asked {
         request: Request,
@@ -91,6 +96,7 @@ pub(crate) enum Request {
     EnsureAccount(AccountNumber),
     LockAccount(AccountNumber),
     UnlockAccount(AccountNumber),
+    RemoveAccount(AccountNumber),
     ListEvents,
     EnableEvents(Option<Vec<ScheduledEvent>>),
     DisableEvents,
@@ -141,7 +147,7 @@ enum Phase {
 /// The driver.
 pub(crate) struct Driver {
     starter: Starter,
-    secrets: SecretFile,
+    secrets: Secrets,
     monitors: Vec<Client>,
     identity: Identity,
     notes: Notes,
@@ -158,14 +164,21 @@ pub(crate) struct Driver {
     restarts: Restarts,
     /// What the newest reply meant.
     verdict: Option<Verdict>,
+    /// The cluster that the data belongs to could not be written down, which was told.
+    cluster_unsaved: bool,
     fencing: bool,
     keeping: bool,
-    /// Until when it is waited, before the stop, for what this server is and for another master.
-    leaving: Option<Instant>,
+    /// The server was asked something, and did not answer.
+    silent: bool,
+    lockout: Lockout,
+    /// What is waited for before the stop.
+    leaving: Option<Leaving>,
     shutting_down: bool,
     /// An order that was taken: the server is stopped for it.
     refill: Option<Box<Order>>,
-    log_offset: u64,
+    error_log: ErrorLog,
+    /// The server's logs may have been moved away since it opened them, and it could not be told.
+    logs_were_moved: bool,
     /// What the data was upgraded from, and when that had ended.
     upgraded: Option<(Version, Instant)>,
     /// Whether no server of this agent has answered yet.
@@ -179,12 +192,11 @@ const BEAT: Duration = Duration::from_secs(1);
 const TOLD_FOR: Duration = Duration::from_mins(1);
 /// The socket of a starting server is tried so often.
 const READY_POLL: Duration = Duration::from_millis(20);
-const ERROR_LINES: usize = 5;
 
 /// What a driver is made of.
 pub(crate) struct Parts {
     pub(crate) starter: Starter,
-    pub(crate) secrets: SecretFile,
+    pub(crate) secrets: Secrets,
     pub(crate) monitors: Vec<Client>,
     pub(crate) identity: Identity,
     pub(crate) notes: Notes,
@@ -197,6 +209,7 @@ pub(crate) struct Parts {
 impl Driver {
     /// A driver whose server is not yet started.
     pub(crate) fn new(parts: Parts) -> Self {
+        let error_log = ErrorLog::from_here(parts.starter.config.error_log());
         Self {
             starter: parts.starter,
             secrets: parts.secrets,
@@ -213,12 +226,16 @@ impl Driver {
             jobs: FuturesUnordered::new(),
             restarts: Restarts::default(),
             verdict: None,
+            cluster_unsaved: false,
             fencing: false,
             keeping: false,
+            silent: false,
+            lockout: Lockout::default(),
             leaving: None,
             shutting_down: false,
             refill: None,
-            log_offset: 0,
+            error_log,
+            logs_were_moved: false,
             upgraded: None,
             unanswered: true,
             misfit: None,
@@ -228,7 +245,7 @@ impl Driver {
     /// Runs the server until `shutdown` says to stop and it is stopped.
     ///
     /// # Errors
-    /// When the server cannot be started the first time, or the identity cannot be kept.
+    /// When the server cannot be started the first time.
     pub(crate) async fn run(
         mut self,
         adopted: Option<Process>,
@@ -277,7 +294,7 @@ impl Driver {
                     self.on_shutdown();
                 }
                 _ = beat.tick() => self.on_beat(),
-                Some(event) = self.events.recv() => self.on_event(event)?,
+                Some(event) = self.events.recv() => self.on_event(event),
             }
         }
     }
@@ -322,6 +339,7 @@ impl Driver {
             upgraded_from: self.upgraded.map(|(from, _)| from),
             first_start: self.first_start.report(),
             state: self.state,
+            silent: self.silent,
             detail,
             server_pid: self.process().map(Process::pid),
             generation: self.notes.generation,
@@ -356,6 +374,9 @@ impl Driver {
         self.first_start.ended(&self.starter.config);
         self.fencing = false;
         self.keeping = false;
+        self.silent = false;
+        self.lockout = Lockout::default();
+        self.logs_were_moved = false;
         self.notes.server = None;
         let ran = self.process().map(Process::running_for).unwrap_or_default();
         // Told first, written and explained afterwards.
@@ -378,7 +399,7 @@ impl Driver {
 
     fn tell_of_crash(&mut self, exit: Exit, ran: Duration, pause: Duration) {
         let log = self.starter.config.error_log();
-        let tail = server::log_tail(&log, self.log_offset, ERROR_LINES);
+        let tail = error_log::tail(&log, self.error_log.began, ERROR_LINES);
         let again = if pause.is_zero() {
             "at once".to_owned()
         } else {
@@ -396,6 +417,7 @@ impl Driver {
             "the server {exit} after {} s; it is started again, read-only, {again}{words}",
             ran.as_secs()
         );
+        self.starter.reopen_binlog(&tail);
     }
 
     fn stopped(&mut self, how: String) {
@@ -408,61 +430,13 @@ impl Driver {
 
     // ---- What is heard
 
-    fn on_beat(&mut self) {
-        if self.upgraded.is_some_and(|(_, ended)| ended.elapsed() > TOLD_FOR) {
-            self.upgraded = None;
-            self.refresh();
-        }
-        if self.leaving.is_some_and(|deadline| Instant::now() >= deadline) {
-            return self.leave_without_it();
-        }
-        if self.keeping {
-            return;
-        }
-        match &self.phase {
-            Phase::Running {
-                sessions: Some(sessions),
-                ..
-            } => {
-                let sessions = sessions.clone();
-                self.keeping = true;
-                self.jobs
-                    .push(Box::pin(async move { Done::Kept(sessions.keep().await) }));
-            }
-            Phase::Running {
-                process,
-                sessions: None,
-            } => {
-                // The password may be put right meanwhile.
-                let process = process.clone();
-                self.keeping = true;
-                let (endpoint, secrets) = (self.endpoint(), self.secrets.clone());
-                self.phase = Phase::Starting {
-                    process,
-                    adopted: true,
-                };
-                self.jobs.push(Box::pin(answer(endpoint, secrets)));
-            }
-            _ => {}
-        }
-    }
-
-    fn on_event(&mut self, event: Event) -> anyhow::Result<()> {
+    fn on_event(&mut self, event: Event) {
         match event {
             Event::Heard(reply) => self.on_heard(&reply),
-            Event::Reloaded(new) => {
-                let (config, secrets) = *new;
-                self.on_reloaded(&config, secrets);
-                Ok(())
-            }
-            Event::Asked { request, reply } => {
-                self.on_asked(request, reply);
-                Ok(())
-            }
-            Event::Restore(order) => {
-                self.on_order(order);
-                Ok(())
-            }
+            Event::ReopenLogs => self.reopen_logs(),
+            Event::Reloaded(config) => self.on_reloaded(&config),
+            Event::Asked { request, reply } => self.on_asked(request, reply),
+            Event::Restore(order) => self.on_order(order),
         }
     }
 
@@ -476,50 +450,15 @@ impl Driver {
                 self.keeping = false;
                 self.on_answered(outcome);
             }
+            Done::Silent(error) => self.on_silent(&error),
             Done::Kept(outcome) => {
                 self.keeping = false;
-                if let Err(error) = outcome {
-                    tracing::warn!("the server does not answer its agent: {error}");
-                    self.set_detail(&format!("it does not answer its agent: {error}"));
-                } else if self
-                    .publish
-                    .borrow()
-                    .detail
-                    .starts_with("it does not answer its agent")
-                {
-                    tracing::info!("the server answers its agent again");
-                    self.set_detail("");
-                }
+                self.on_kept(outcome);
             }
-            Done::Fenced(outcome) => {
-                self.fencing = false;
-                match outcome {
-                    Ok(Closed::Already) => {}
-                    Ok(Closed::Now { ended }) => {
-                        tracing::warn!(
-                            ended,
-                            "the server is read-only, and its clients' connections are ended"
-                        );
-                    }
-                    Ok(Closed::Waiting { in_commit }) => tracing::warn!(
-                        in_commit,
-                        "commits wait for an acknowledgement that does not come: the server cannot be made read-only \
-                         while they do, and new writes queue behind them"
-                    ),
-                    Err(error) => {
-                        tracing::error!("the server cannot be made read-only: {error}; trying again");
-                    }
-                }
-            }
+            Done::Fenced { outcome, clients_too } => self.on_fenced(outcome, clients_too),
             Done::Stopped(how) => {
                 if matches!(self.phase, Phase::Stopping { .. }) {
                     self.stopped(how);
-                }
-            }
-            Done::Stuck(reason) => {
-                tracing::error!("{reason}: killing the server, which recovers as from a crash");
-                if let Some(Err(error)) = self.process().map(|process| process.signal(Signal::KILL)) {
-                    tracing::error!("the server cannot be killed: {error}");
                 }
             }
             Done::Replied => {}

@@ -31,7 +31,7 @@ pub(crate) enum Verdict {
     Other {
         /// Who.
         master: InstanceId,
-        /// Whether this server was the master before: then its clients must go.
+        /// Whether this server was the master before, and its clients are not yet ended.
         deposed: bool,
     },
     /// Nobody is the master.
@@ -89,6 +89,18 @@ pub(crate) fn remember(notes: &mut Notes, verdict: &Verdict, generation: Generat
         }
     }
     before != (notes.generation, notes.master_generation)
+}
+
+/// The clients of a deposed master are ended: later changes of the master are nothing to those who come now. `true` when
+/// something changed.
+#[must_use]
+pub(crate) fn forget_deposition(notes: &mut Notes, verdict: &mut Option<Verdict>) -> bool {
+    // Whoever has become the master again meanwhile may be deposed again.
+    let Some(Verdict::Other { deposed, .. }) = verdict else {
+        return false;
+    };
+    *deposed = false;
+    notes.master_generation.take().is_some()
 }
 
 /// How a server took being closed.
@@ -221,12 +233,27 @@ mod tests {
         assert_eq!(hear(reply(3, Some(("a", &own)))), (Verdict::Master, false, 3));
         assert_eq!(hear(reply(2, Some(("b", OTHER)))), (Verdict::Stale, false, 3));
         assert_eq!(hear(reply(4, Some(("b", OTHER)))), (other(true), true, 4));
-        // Its name with another data directory is somebody else.
+        // Until its clients are ended, whoever is the master then. Its name with other data is somebody else.
         let namesake = Verdict::Other {
             master: "a".parse().unwrap(),
             deposed: true,
         };
-        assert_eq!(hear(reply(5, Some(("a", OTHER)))), (namesake, true, 5));
+        assert_eq!(hear(reply(5, Some(("a", OTHER)))), (namesake.clone(), true, 5));
+
+        let mut verdict = Some(namesake);
+        assert!(forget_deposition(&mut notes, &mut verdict));
+        assert!(!forget_deposition(&mut notes, &mut verdict));
+        assert_eq!(
+            judge(&reply(6, Some(("b", OTHER))), &identity, &notes),
+            other(false)
+        );
+        // Master again before its clients were ended: the next deposition counts.
+        notes.master_generation = Some(Generation(7));
+        assert!(!forget_deposition(&mut notes, &mut Some(Verdict::Master)));
+        assert_eq!(
+            judge(&reply(8, Some(("b", OTHER))), &identity, &notes),
+            other(true)
+        );
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::thread;
 
 use rustix::fs::{Gid, Uid};
 
@@ -47,6 +48,59 @@ pub(crate) fn unfinished_name(name: &OsStr) -> OsString {
 /// What the operating system says.
 pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
+}
+
+/// How many files are made durable at once. A file system's journal takes what waits for it together: 300 small files of a
+/// new data directory took 330 ms one after the other, and 20 ms eight at once.
+const SYNCS_AT_ONCE: usize = 8;
+
+/// Makes everything below a directory durable.
+///
+/// # Errors
+/// What the operating system says of the first that is not.
+pub(crate) async fn sync_tree(directory: &Path) -> io::Result<()> {
+    let directory = directory.to_path_buf();
+    // The agent answers meanwhile, however much there is to write.
+    let synced = tokio::task::spawn_blocking(move || {
+        let mut paths = vec![directory.clone()];
+        gather(&directory, &mut paths)?;
+        sync_paths(&paths)
+    });
+    match synced.await {
+        Ok(synced) => synced,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+fn sync_paths(paths: &[PathBuf]) -> io::Result<()> {
+    let sync_each = |first: usize| {
+        let mut own = paths.iter().skip(first).step_by(SYNCS_AT_ONCE);
+        own.try_for_each(|path| File::open(path)?.sync_all())
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..SYNCS_AT_ONCE.min(paths.len()))
+            .map(|first| scope.spawn(move || sync_each(first)))
+            .collect();
+        threads.into_iter().try_for_each(|thread| match thread.join() {
+            Ok(synced) => synced,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })
+}
+
+/// Every file and directory below one; what links lead to is somewhere else.
+fn gather(directory: &Path, paths: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            gather(&entry.path(), paths)?;
+        }
+        if kind.is_dir() || kind.is_file() {
+            paths.push(entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// Removes a file and makes that durable; one that is not there is fine.
@@ -115,5 +169,38 @@ mod tests {
         remove_durably(&path).unwrap();
         remove_durably(&path).unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn everything_below_a_directory_is_found_once_and_links_are_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        fs::create_dir_all(path.join("app/deep")).unwrap();
+        for name in ["ibdata1", "app/t.ibd", "app/deep/x"] {
+            fs::write(path.join(name), name).unwrap();
+        }
+        std::os::unix::fs::symlink("/etc", path.join("link")).unwrap();
+        let mut found = Vec::new();
+        gather(path, &mut found).unwrap();
+        found.sort();
+        let expected = ["app", "app/deep", "app/deep/x", "app/t.ibd", "ibdata1"];
+        assert_eq!(found, expected.map(|name| path.join(name)));
+    }
+
+    #[test]
+    fn what_cannot_be_made_durable_is_told_wherever_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut paths: Vec<PathBuf> = (0..3 * SYNCS_AT_ONCE)
+            .map(|number| directory.path().join(number.to_string()))
+            .collect();
+        for path in &paths {
+            fs::write(path, "x").unwrap();
+        }
+        sync_paths(&paths).unwrap();
+        for number in [0, SYNCS_AT_ONCE + 3, paths.len() - 1] {
+            let there = std::mem::replace(&mut paths[number], directory.path().join("none"));
+            assert_eq!(sync_paths(&paths).unwrap_err().kind(), io::ErrorKind::NotFound);
+            paths[number] = there;
+        }
     }
 }

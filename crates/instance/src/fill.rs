@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::secrets::Secrets;
 use anyhow::{Context as _, ensure};
 use api::client::Client;
 use backup::catalogue;
-use mysql_client::credentials::SecretFile;
 use tokio::sync::{mpsc, watch};
 use topology::observation::ServerState;
 use topology::{ClusterId, Incarnation, InstanceId};
@@ -19,6 +19,7 @@ use crate::heartbeat;
 use crate::identity::Identity;
 use crate::initialise::{self, Initialisation};
 use crate::jobs::Job;
+use crate::present;
 use crate::report::{Reporter, Snapshot};
 use crate::restore::{Marker, Origin, Restoration, Wanted, restore};
 use crate::start::Starter;
@@ -26,7 +27,7 @@ use crate::start::Starter;
 /// What filling a data directory takes.
 pub(crate) struct Filling<'a> {
     pub(crate) starter: &'a Starter,
-    pub(crate) secrets: &'a SecretFile,
+    pub(crate) secrets: &'a Secrets,
     pub(crate) monitors: &'a [Client],
     pub(crate) publish: &'a watch::Sender<Snapshot>,
     pub(crate) reporter: &'a Reporter,
@@ -34,6 +35,11 @@ pub(crate) struct Filling<'a> {
 
 /// How long a start on an empty directory waits for a monitor to say which cluster it is.
 const CLUSTER_LIMIT: Duration = Duration::from_mins(1);
+
+/// How long one that would be initialised waits for a monitor to say whether this instance had data. Not longer: the
+/// servers of a new cluster may be started before its monitor.
+const KNOWN_LIMIT: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(100);
 
 /// Sees that there is a complete data directory, and whose it is.
 ///
@@ -52,7 +58,7 @@ pub(crate) async fn bring_about(
     } = *parts;
     let config = &starter.config;
     if let Some(directory) = &config.extra_configuration_directory {
-        configuration_file::check_extra_settings(directory)?;
+        configuration_file::check_extra_settings(directory, config.backup_store.is_some())?;
     }
     match data_directory::decide(contents, &config.id) {
         Start::Start(identity) => {
@@ -60,7 +66,7 @@ pub(crate) async fn bring_about(
             Ok(identity)
         }
         Start::Initialise { again } => {
-            if !again && config.restore_from_store && store_has_backups(config).await? {
+            if !again && config.restore_from_store && store_has_backups(config, secrets).await? {
                 return restore_at_start(parts, events).await;
             }
             if again {
@@ -73,7 +79,7 @@ pub(crate) async fn bring_about(
             let identity = initialise::initialise(&Initialisation {
                 config,
                 binaries: &starter.binaries,
-                secrets,
+                secrets: &secrets.now(),
                 launcher: &starter.launcher,
             })
             .await?;
@@ -99,24 +105,38 @@ async fn refuse_to_forget(parts: &Filling<'_>) -> anyhow::Result<()> {
         tracing::warn!("force_new: not asking whether this instance had data");
         return Ok(());
     }
-    let replies = heartbeat::ask_once(parts.monitors, &parts.reporter.report()).await;
+    let deadline = tokio::time::Instant::now() + KNOWN_LIMIT;
+    let replies = loop {
+        let replies = heartbeat::ask_once(parts.monitors, &parts.reporter.report()).await;
+        if !replies.is_empty() || parts.monitors.is_empty() {
+            break replies;
+        }
+        if tokio::time::Instant::now() >= deadline {
+            tracing::warn!(
+                "no monitor answers, so it is not known whether this instance had data: initialising it all the same"
+            );
+            break replies;
+        }
+        tokio::time::sleep(POLL).await;
+    };
     let known: Option<Incarnation> = replies.into_iter().find_map(|reply| reply.registered_incarnation);
-    ensure!(
-        known.is_none(),
-        "the cluster knows {} with data (incarnation {}), but `{}` is empty. Mount its volume; or, if the data is \
-         gone, unregister the instance or start its agent once with `--set force_new=true`",
-        config.id,
-        known
-            .map(|incarnation| incarnation.to_string())
-            .unwrap_or_default(),
-        config.data_directory.display()
-    );
-    Ok(())
+    let Some(known) = known else {
+        return Ok(());
+    };
+    Err(UnclearDirectory {
+        directory: config.data_directory.clone(),
+        why: format!(
+            "the cluster knows {} with data (incarnation {known}), but the directory is empty. Mount its volume; or, if \
+             the data is gone, unregister the instance or start its agent once with `--set force_new=true`",
+            config.id
+        ),
+    }
+    .into())
 }
 
 /// Whether the store has any full backup. One that does not answer is no reason to begin with an empty server.
-async fn store_has_backups(config: &InstanceConfig) -> anyhow::Result<bool> {
-    let Some(store) = config.store()? else {
+async fn store_has_backups(config: &InstanceConfig, secrets: &Secrets) -> anyhow::Result<bool> {
+    let Some(store) = config.store(&secrets.now())? else {
         return Ok(false);
     };
     let entries = catalogue::list(&store).await.context(
@@ -152,6 +172,7 @@ async fn restore_at_start(
         let cluster = own_cluster(parts, &wanted).await?;
         fill(parts, &wanted, None, cluster, None).await
     };
+    let filled = present::reading(config, parts.secrets, None, Box::pin(filled));
     beside_refusals(filled, events)
         .await
         .context("restore a backup into the data directory")
@@ -332,9 +353,11 @@ async fn beside_refusals<T>(work: impl Future<Output = T>, events: &mut mpsc::Re
 
 fn refuse(event: Event, reason: &str) {
     match event {
-        // It says it again in a second.
-        Event::Heard(_) => {}
-        Event::Reloaded(_) => tracing::warn!("the configuration is not taken over: {reason}"),
+        // A monitor says it again in a second; a server that is started opens its logs.
+        Event::Heard(_) | Event::ReopenLogs => {}
+        Event::Reloaded(_) => {
+            tracing::warn!("the configuration is not taken over: {reason}");
+        }
         // Whoever asked may be gone.
         Event::Asked { reply, .. } => drop(reply.send(Err(Refusal::NotNow(reason.to_owned())))),
         Event::Restore(order) => drop(order.taken.send(Err(reason.to_owned()))),

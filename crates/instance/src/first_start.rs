@@ -9,9 +9,11 @@ mod journal;
 mod run;
 mod wishes;
 
+use anyhow::Context as _;
 use topology::first_start::FirstStartReport;
 
 use crate::config::InstanceConfig;
+use crate::server;
 
 pub(crate) use self::journal::Journal;
 pub(crate) use self::run::{Work, run};
@@ -27,14 +29,24 @@ pub(crate) struct FirstStart {
 }
 
 impl FirstStart {
-    /// By the environment and the journal of the data directory.
+    /// By the environment and the journal of the data directory. What an interrupted one has left running is ended: its
+    /// server may be running, too.
     ///
     /// # Errors
-    /// When the journal, or what a variable names, cannot be read.
-    pub(crate) fn load(wishes: Wishes, config: &InstanceConfig) -> anyhow::Result<Self> {
+    /// When the journal cannot be read, or what was begun cannot be ended.
+    pub(crate) async fn load(wishes: Wishes, config: &InstanceConfig) -> anyhow::Result<Self> {
+        let journal = Journal::load(&config.data_directory)?;
+        if journal.as_ref().is_some_and(Journal::is_interrupted) {
+            let left = server::end_work_in(&Journal::path(&config.data_directory))
+                .await
+                .context("end what an interrupted first start left behind")?;
+            if left > 0 {
+                tracing::warn!("ended {left} processes that an interrupted first start left behind");
+            }
+        }
         Ok(Self {
             wishes,
-            journal: Journal::load(&config.data_directory)?,
+            journal,
             running: false,
         })
     }

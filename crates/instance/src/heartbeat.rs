@@ -98,7 +98,8 @@ pub(crate) async fn ask_once(clients: &[Client], report: &InstanceReport) -> Vec
     for client in clients {
         match send(client, report).await {
             Ok(reply) => replies.push(reply),
-            Err(error) => tracing::info!("the monitor {client} is not heard: {}", briefly(&error)),
+            // The heartbeat says so, once.
+            Err(error) => tracing::debug!("the monitor {client} is not heard: {}", briefly(&error)),
         }
     }
     replies

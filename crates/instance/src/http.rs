@@ -58,6 +58,10 @@ pub(crate) fn router(
             "/api/v1/replication-accounts/{number}/unlock",
             post(unlock_account),
         )
+        .route(
+            "/api/v1/replication-accounts/{number}/remove",
+            post(remove_account),
+        )
         .route("/api/v1/events", get(list_events))
         .route("/api/v1/events/enable", post(enable_events))
         .route("/api/v1/events/disable", post(disable_events))
@@ -104,6 +108,9 @@ async fn instance(State(agent): State<Agent>) -> Json<InstanceReport> {
 
 async fn healthz(State(agent): State<Agent>) -> Response {
     match agent.reporter.state() {
+        ServerState::Running if agent.reporter.is_silent() => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the server does not answer\n").into_response()
+        }
         ServerState::Running => (StatusCode::OK, "the server answers\n").into_response(),
         state => (
             StatusCode::SERVICE_UNAVAILABLE,
@@ -137,6 +144,10 @@ async fn lock_account(State(agent): State<Agent>, number: AccountPath) -> Respon
 
 async fn unlock_account(State(agent): State<Agent>, number: AccountPath) -> Response {
     account(&agent, number, Request::UnlockAccount).await
+}
+
+async fn remove_account(State(agent): State<Agent>, number: AccountPath) -> Response {
+    account(&agent, number, Request::RemoveAccount).await
 }
 
 async fn account(agent: &Agent, number: AccountPath, request: fn(AccountNumber) -> Request) -> Response {

@@ -25,11 +25,13 @@ use crate::binaries::Binaries;
 use crate::config::InstanceConfig;
 use crate::configuration_file::{self, Purpose, Settings};
 use crate::data_directory::INITIALISING_MARKER;
+use crate::error_log::{self, ERROR_LINES};
 use crate::files;
 use crate::identity::{self, Identity};
 use crate::memory;
 use crate::report::check_disk;
 use crate::server::{self, Exit, Launcher, Process};
+use crate::server_arguments;
 
 /// What an initialisation needs.
 #[derive(Debug, Clone, Copy)]
@@ -108,7 +110,7 @@ pub async fn initialise(request: &Initialisation<'_>) -> anyhow::Result<Identity
             .await
             .with_context(|| format!("initialise `{}`", config.data_directory.display()))?;
     }
-    finish(config, request.launcher, &identity)?;
+    finish(config, request.launcher, &identity).await?;
     tracing::info!(incarnation = %identity.incarnation, server_id = %identity.server_id, "the data directory is ready");
     Ok(identity)
 }
@@ -247,6 +249,7 @@ async fn install(request: &Initialisation<'_>, launcher: &Launcher, settings: &P
             if let Some(base) = &binaries.base_directory {
                 arguments.push(option("--basedir", base));
             }
+            // The tool hands on what it does not know itself.
             tool
         }
         (Flavor::Mariadb, None) => bail!(
@@ -254,8 +257,12 @@ async fn install(request: &Initialisation<'_>, launcher: &Launcher, settings: &P
             binaries.server.display()
         ),
     };
+    match binaries.flavor {
+        Flavor::Mariadb => arguments.extend(server_arguments::for_installing(config)),
+        Flavor::Mysql => arguments.extend(server_arguments::for_initialising(config)),
+    }
     let log = config.error_log();
-    let offset = server::log_length(&log);
+    let offset = error_log::length(&log);
     let process = Bound(launcher.start(program, &arguments, &log).await?);
     match process.0.wait_within(INSTALL_LIMIT).await {
         Some(Exit::Code(0)) => Ok(()),
@@ -273,7 +280,7 @@ async fn install(request: &Initialisation<'_>, launcher: &Launcher, settings: &P
 }
 
 pub(crate) fn failure(what: &str, log: &Path, offset: u64) -> anyhow::Error {
-    let tail = server::log_tail(log, offset, 5);
+    let tail = error_log::tail(log, offset, ERROR_LINES);
     if tail.is_empty() {
         anyhow!("{what}; it wrote nothing to `{}`", log.display())
     } else {
@@ -292,6 +299,7 @@ async fn start_for_users(
     settings: &Path,
 ) -> anyhow::Result<Bound> {
     let mut arguments = vec![option("--defaults-file", settings)];
+    arguments.extend(server_arguments::for_initialising(request.config));
     arguments.extend(["--skip-networking", "--skip-log-bin"].map(OsString::from));
     let login = Login::new("root", Password::new(""));
     start_alone(
@@ -328,7 +336,7 @@ pub(crate) async fn start_alone_at(
     login: &Login,
     limit: Duration,
 ) -> anyhow::Result<Bound> {
-    let offset = server::log_length(log);
+    let offset = error_log::length(log);
     let process = Bound(launcher.start(&binaries.server, arguments, log).await?);
     let answers = async {
         let endpoint = Endpoint::Socket(socket.to_path_buf());
@@ -426,7 +434,7 @@ async fn drop_strangers(server: &mut Server) -> anyhow::Result<()> {
 }
 
 pub(crate) async fn stop(process: &Process, log: &Path) -> anyhow::Result<()> {
-    let offset = server::log_length(log);
+    let offset = error_log::length(log);
     process.signal(Signal::TERM).context("stop the server")?;
     match process.wait_within(STOP_LIMIT).await {
         Some(Exit::Code(0)) => Ok(()),
@@ -497,9 +505,11 @@ fn copy_tree(from: &Path, to: &Path, top: bool) -> io::Result<()> {
 }
 
 /// Everything durable, then the identity, then the end of the marker.
-fn finish(config: &InstanceConfig, launcher: &Launcher, identity: &Identity) -> anyhow::Result<()> {
+async fn finish(config: &InstanceConfig, launcher: &Launcher, identity: &Identity) -> anyhow::Result<()> {
     let data = &config.data_directory;
-    sync_tree(data).with_context(|| format!("make `{}` durable", data.display()))?;
+    files::sync_tree(data)
+        .await
+        .with_context(|| format!("make `{}` durable", data.display()))?;
     identity::mark(&config.binlog_directory, &identity.incarnation)?;
     identity::mark(&config.relay_log_directory, &identity.incarnation)?;
     identity.save(data)?;
@@ -510,19 +520,6 @@ fn finish(config: &InstanceConfig, launcher: &Launcher, identity: &Identity) -> 
         }
     }
     files::remove_durably(&data.join(INITIALISING_MARKER)).context("remove the marker of the initialisation")
-}
-
-pub(crate) fn sync_tree(directory: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            sync_tree(&entry.path())?;
-        } else if kind.is_file() {
-            fs::File::open(entry.path())?.sync_all()?;
-        }
-    }
-    files::sync_directory(directory)
 }
 
 #[cfg(test)]

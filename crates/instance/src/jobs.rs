@@ -9,6 +9,7 @@
 //! when an agent starts was ended with the agent before: it failed, and what it left in the store is not a backup.
 
 mod archive_now;
+pub(crate) mod backup_tool;
 pub(crate) mod clone;
 mod donate;
 mod fetch_increment;
@@ -16,7 +17,6 @@ mod full_archive;
 pub(crate) mod full_backup;
 mod journal;
 mod keep;
-pub(crate) mod mariadb_backup;
 mod progress;
 mod restore_base;
 mod restore_full;
@@ -30,9 +30,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::secrets::Secrets;
 use api::client::Client;
 use api::job::{JobDocument, JobRequest, JobState, Jobs as JobList, Work};
-use mysql_client::credentials::SecretFile;
 use tokio::sync::mpsc;
 use topology::{ClusterId, JobId};
 
@@ -51,7 +51,7 @@ pub(crate) struct Tools {
     pub(crate) config: InstanceConfig,
     pub(crate) binaries: Binaries,
     pub(crate) launcher: Launcher,
-    pub(crate) secrets: SecretFile,
+    pub(crate) secrets: Secrets,
     pub(crate) reporter: Reporter,
     pub(crate) monitors: Vec<Client>,
     pub(crate) driver: mpsc::Sender<Event>,

@@ -6,6 +6,8 @@
 //! The fixed parts and the cost of a connection were measured on MariaDB 10.11.19 and MySQL 9.7.4: resident
 //! memory of an idle server without its pool, and its growth when connections run sorting and joining queries.
 
+use std::path::Path;
+
 use topology::Flavor;
 
 use crate::config::Memory;
@@ -114,7 +116,12 @@ pub fn available(configured: Option<Memory>) -> Memory {
         return memory;
     }
     let machine = machine_bytes().unwrap_or(1024 * MEBIBYTE);
-    let bytes = match cgroup_limit_bytes() {
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    share(machine, cgroup_limit_bytes(&own, Path::new("/sys/fs/cgroup")))
+}
+
+fn share(machine: u64, cgroup_limit: Option<u64>) -> Memory {
+    let bytes = match cgroup_limit {
         // A tenth of a cgroup is left for the agent and the page cache that is charged to it.
         Some(limit) if limit < machine => limit / 10 * 9,
         _ => machine / 2,
@@ -135,10 +142,9 @@ fn parse_meminfo(text: &str) -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
-/// The smallest limit on the way from this process's cgroup to the root (version 2), or version 1's.
-fn cgroup_limit_bytes() -> Option<u64> {
-    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let root = std::path::Path::new("/sys/fs/cgroup");
+/// The smallest limit on the way from a process's cgroup to the root, of version 2 or 1 (cgroups(7)). `own` is its
+/// `/proc/PID/cgroup`, `root` where the groups are mounted.
+fn cgroup_limit_bytes(own: &str, root: &Path) -> Option<u64> {
     let mut limits = Vec::new();
     for line in own.lines() {
         let mut parts = line.splitn(3, ':').skip(1);
@@ -150,7 +156,7 @@ fn cgroup_limit_bytes() -> Option<u64> {
             }
             _ => continue,
         };
-        let relative = std::path::Path::new(path.trim_start_matches('/'));
+        let relative = Path::new(path.trim_start_matches('/'));
         // In a container the path is the host's, while the mount shows the container's own group at its root.
         for ancestor in relative.ancestors() {
             let text = std::fs::read_to_string(base.join(ancestor).join(file));
@@ -188,6 +194,37 @@ mod tests {
             prop_assert!(large.max_connections >= small.max_connections);
             prop_assert!(large.open_tables >= small.open_tables);
         }
+    }
+
+    #[test]
+    fn the_smallest_limit_of_a_cgroup_counts_in_both_versions_and_in_a_container() {
+        let root = tempfile::tempdir().unwrap();
+        let limit = |group: &str, file: &str, text: &str| {
+            let group = root.path().join(group);
+            std::fs::create_dir_all(&group).unwrap();
+            std::fs::write(group.join(file), format!("{text}\n")).unwrap();
+        };
+        let found = |own: &str| cgroup_limit_bytes(own, root.path());
+        assert_eq!(found("0::/\n"), None);
+        limit("system.slice", "memory.max", "536870912");
+        limit("system.slice/db.service", "memory.max", "max");
+        assert_eq!(found("0::/system.slice/db.service\n"), Some(512 << 20));
+        limit("system.slice/db.service", "memory.max", "268435456");
+        assert_eq!(found("0::/system.slice/db.service\n"), Some(256 << 20));
+        // The host's path, of which the container's mount shows its own group alone.
+        limit("", "memory.max", "1073741824");
+        assert_eq!(found("0::/docker/3f2a\n"), Some(1 << 30));
+        // Version 1: one line and one mount a controller; without a limit it has a number beyond every machine.
+        limit("memory", "memory.limit_in_bytes", "9223372036854771712");
+        assert!(found("4:cpu,cpuacct:/x\n3:memory:/docker/3f2a\n").unwrap() > 1 << 60);
+        limit("memory/docker/3f2a", "memory.limit_in_bytes", "2147483648");
+        assert_eq!(found("4:cpu,cpuacct:/x\n3:memory:/docker/3f2a\n"), Some(2 << 30));
+
+        let machine = 8 << 30;
+        assert_eq!(share(machine, None).bytes, 4 << 30);
+        assert_eq!(share(machine, Some(1 << 60)).bytes, 4 << 30);
+        assert_eq!(share(machine, Some(1000 << 20)).bytes, 900 << 20);
+        assert_eq!(share(machine, Some(100 << 20)).bytes, 256 << 20);
     }
 
     #[test]

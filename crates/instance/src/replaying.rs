@@ -8,9 +8,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::secrets::Secrets;
 use anyhow::{Context as _, bail};
 use backup::replay::leave;
-use mysql_client::credentials::SecretFile;
 use mysql_client::replay::Settings;
 use mysql_client::{Endpoint, Server};
 use serde::{Deserialize, Serialize};
@@ -121,7 +121,7 @@ pub(crate) async fn begin() {
 ///
 /// # Errors
 /// When the server does not do it; the marker stays.
-pub(crate) async fn tidy_up(config: &InstanceConfig, secrets: &SecretFile) -> anyhow::Result<()> {
+pub(crate) async fn tidy_up(config: &InstanceConfig, secrets: &Secrets) -> anyhow::Result<()> {
     let Some(marker) = Marker::load(&config.data_directory)? else {
         return Ok(());
     };
@@ -137,7 +137,7 @@ pub(crate) async fn tidy_up(config: &InstanceConfig, secrets: &SecretFile) -> an
 /// When the server does not run or does not do it; the marker stays.
 pub(crate) async fn tidy_up_after_failure(
     config: &InstanceConfig,
-    secrets: &SecretFile,
+    secrets: &Secrets,
     mut snapshot: watch::Receiver<Snapshot>,
 ) -> anyhow::Result<()> {
     /// A crash recovery with much to recover.
@@ -168,7 +168,7 @@ pub(crate) async fn tidy_up_after_failure(
 /// An agent that finds the marker of its predecessor tidies up as soon as the server runs.
 pub(crate) fn tidy_up_when_running(
     config: &InstanceConfig,
-    secrets: &SecretFile,
+    secrets: &Secrets,
     publish: &watch::Sender<Snapshot>,
 ) -> impl Future<Output = ()> + Send + use<> {
     let (config, secrets, mut snapshot) = (config.clone(), secrets.clone(), publish.subscribe());

@@ -15,6 +15,7 @@ use topology::{Address, Flavor, Generation, InstanceId, Version};
 use crate::archiver;
 use crate::config::InstanceConfig;
 use crate::identity::Identity;
+use crate::left_out;
 use crate::replaying;
 use crate::server;
 
@@ -29,9 +30,28 @@ pub(crate) struct Snapshot {
     pub(crate) upgraded_from: Option<Version>,
     pub(crate) first_start: Option<FirstStartReport>,
     pub(crate) state: ServerState,
+    /// It was asked something, and did not answer.
+    pub(crate) silent: bool,
     pub(crate) detail: String,
     pub(crate) server_pid: Option<u32>,
     pub(crate) generation: Generation,
+}
+
+impl Snapshot {
+    /// Before anything was started.
+    pub(crate) fn before_the_start(identity: Option<Identity>, version: Version) -> Self {
+        Self {
+            identity,
+            version: Some(version),
+            upgraded_from: None,
+            first_start: None,
+            state: ServerState::Starting,
+            silent: false,
+            detail: String::new(),
+            server_pid: None,
+            generation: Generation::ZERO,
+        }
+    }
 }
 
 /// Reads what is published and makes reports of it; cheap to clone.
@@ -55,7 +75,6 @@ struct Fixed {
     id: InstanceId,
     address: Address,
     flavor: Flavor,
-    /// Where the server writes what it cannot do without, by the names of their keys.
     directories: [(&'static str, PathBuf); 3],
     minimum_bytes: u64,
     config: InstanceConfig,
@@ -77,11 +96,7 @@ impl Reporter {
                 id: config.id.clone(),
                 address: config.address.clone(),
                 flavor,
-                directories: [
-                    ("data_directory", config.data_directory.clone()),
-                    ("binlog_directory", config.binlog_directory.clone()),
-                    ("relay_log_directory", config.relay_log_directory.clone()),
-                ],
+                directories: written(config).map(|(key, path)| (key, path.to_path_buf())),
                 minimum_bytes: config.disk_minimum_mebibytes << 20,
                 config: config.clone(),
             }),
@@ -93,10 +108,20 @@ impl Reporter {
         self.snapshot.borrow().state
     }
 
+    /// Whether the server was asked something and did not answer.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.snapshot.borrow().silent
+    }
+
     /// The report of this moment.
     pub(crate) fn report(&self) -> InstanceReport {
         let snapshot = self.snapshot.borrow().clone();
-        let (key, disk) = scarcest(&self.fixed.directories);
+        let disks = self
+            .fixed
+            .directories
+            .each_ref()
+            .map(|(key, path)| (*key, disk(path)));
+        let (key, disk) = scarcest(disks);
         let wall_clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         InstanceReport {
             format: api::FORMAT,
@@ -117,6 +142,7 @@ impl Reporter {
             server_id: snapshot.identity.as_ref().map(|identity| identity.server_id),
             state: snapshot.state,
             replaying: replaying::is_marked(&self.fixed.config.data_directory),
+            left_out: left_out::told(&self.fixed.config.id, &self.fixed.config.data_directory),
             uncopied: self
                 .uncopied
                 .borrow()
@@ -154,21 +180,32 @@ pub(crate) fn disk(path: &Path) -> Disk {
         })
 }
 
+/// Where a server writes what it cannot do without, by the names of their keys.
+fn written(config: &InstanceConfig) -> [(&'static str, &Path); 3] {
+    [
+        ("data_directory", &config.data_directory),
+        ("binlog_directory", &config.binlog_directory),
+        ("relay_log_directory", &config.relay_log_directory),
+    ]
+}
+
 /// Sees that there is room for a server to work.
 ///
 /// # Errors
 /// When there is less than the configured minimum.
 pub(crate) fn check_disk(config: &InstanceConfig) -> anyhow::Result<()> {
-    let minimum = config.disk_minimum_mebibytes;
-    for (key, directory) in [
-        ("data_directory", &config.data_directory),
-        ("binlog_directory", &config.binlog_directory),
-    ] {
-        let found = disk(directory);
+    check(
+        written(config).map(|(key, path)| (key, path, disk(path))),
+        config.disk_minimum_mebibytes,
+    )
+}
+
+fn check(disks: [(&'static str, &Path, Disk); 3], minimum_mebibytes: u64) -> anyhow::Result<()> {
+    for (key, directory, found) in disks {
         ensure!(
-            found.total_bytes == 0 || found.free_bytes >> 20 >= minimum,
-            "{key} `{}` has {} MiB free, less than disk_minimum_mebibytes = {minimum}: make space, and the server \
-             starts",
+            found.total_bytes == 0 || found.free_bytes >> 20 >= minimum_mebibytes,
+            "{key} `{}` has {} MiB free, less than disk_minimum_mebibytes = {minimum_mebibytes}: make space. The \
+             server is started then; an agent that has ended must be started again",
             directory.display(),
             found.free_bytes >> 20
         );
@@ -176,16 +213,15 @@ pub(crate) fn check_disk(config: &InstanceConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The one of these directories whose file system has the smallest part free.
-fn scarcest(directories: &[(&'static str, PathBuf); 3]) -> (&'static str, Disk) {
-    let [first, rest @ ..] = directories;
-    let mut worst = (first.0, disk(&first.1));
-    for (key, path) in rest {
-        let found = disk(path);
-        let less = u128::from(found.free_bytes) * u128::from(worst.1.total_bytes)
-            < u128::from(worst.1.free_bytes) * u128::from(found.total_bytes);
-        if less {
-            worst = (key, found);
+/// The one of these that has the smallest part free; the first of equals. One without a size (`/proc`, say, or one that
+/// the system tells nothing of) is it only when all are.
+fn scarcest(disks: [(&'static str, Disk); 3]) -> (&'static str, Disk) {
+    let [mut worst, rest @ ..] = disks;
+    for (key, disk) in rest {
+        let less = u128::from(disk.free_bytes) * u128::from(worst.1.total_bytes)
+            < u128::from(worst.1.free_bytes) * u128::from(disk.total_bytes);
+        if less || worst.1.total_bytes == 0 {
+            worst = (key, disk);
         }
     }
     worst
@@ -249,11 +285,44 @@ mod tests {
     }
 
     #[test]
+    fn every_disk_that_a_server_writes_to_must_have_room() {
+        let at = |mebibytes: u64| Disk {
+            free_bytes: mebibytes << 20,
+            total_bytes: 1 << 40,
+        };
+        let path = Path::new("/d");
+        let checked = |disks: [Disk; 3]| {
+            let [a, b, c] = disks;
+            check([("a", path, a), ("b", path, b), ("c", path, c)], 256).map_err(|error| error.to_string())
+        };
+        assert_eq!(checked([at(256), Disk::default(), at(256)]), Ok(()));
+        for (number, key) in ["a", "b", "c"].into_iter().enumerate() {
+            let mut disks = [at(256); 3];
+            disks[number] = at(255);
+            let refused = checked(disks).unwrap_err();
+            assert!(
+                refused.starts_with(&format!("{key} `/d` has 255 MiB free")),
+                "{refused}"
+            );
+        }
+    }
+
+    #[test]
     fn the_scarcest_disk_counts() {
-        let somewhere = |key| (key, PathBuf::from("/"));
-        // A file system without a size, such as /proc, is never the one.
-        let directories = [somewhere("a"), ("b", PathBuf::from("/proc")), somewhere("c")];
-        assert_eq!(scarcest(&directories).0, "a");
+        let of = |free_bytes, total_bytes| Disk {
+            free_bytes,
+            total_bytes,
+        };
+        let nothing = Disk::default();
+        let found = |a, b, c| scarcest([("a", a), ("b", b), ("c", c)]).0;
+        assert_eq!(found(of(5, 10), of(4, 10), of(5, 10)), "b");
+        assert_eq!(found(of(5, 10), of(400, 1000), of(1, 3)), "c");
+        assert_eq!(found(of(5, 10), nothing, of(5, 10)), "a");
+        assert_eq!(found(nothing, of(9, 10), of(5, 10)), "c");
+        assert_eq!(
+            scarcest([("a", nothing), ("b", nothing), ("c", nothing)]).1,
+            nothing
+        );
     }
 
     #[test]

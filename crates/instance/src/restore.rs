@@ -16,17 +16,20 @@ mod marker;
 pub(crate) mod place;
 mod position;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::sync::Arc;
 
-use anyhow::{Context as _, anyhow};
+use crate::secrets::Secrets;
+use anyhow::{Context as _, anyhow, ensure};
 use backup::coordinates::{self, Coordinates};
 use backup::manifest::{BackupPosition, Manifest, Source};
 use backup::restore::{RESTORED_NAME, Reading, Restored};
 use backup::store::Store;
 use backup::throttle::Stop;
 use jiff::Timestamp;
-use mysql_client::credentials::SecretFile;
+use mysql_client::binlog::Gtid;
+use topology::gtid::Transactions;
 use topology::{ClusterId, Incarnation, Version};
 
 pub(crate) use self::choose::{Chosen, choose};
@@ -37,8 +40,9 @@ use crate::config::InstanceConfig;
 use crate::data_directory::RESTORING_MARKER;
 use crate::files;
 use crate::identity::{self, Identity};
-use crate::initialise::{clear, prepare_directories, sync_tree};
+use crate::initialise::{clear, prepare_directories};
 use crate::jobs::Job;
+use crate::left_out;
 use crate::report::disk;
 use crate::server::Launcher;
 
@@ -46,7 +50,7 @@ use crate::server::Launcher;
 pub(crate) struct Restoration<'a> {
     pub(crate) config: &'a InstanceConfig,
     pub(crate) binaries: &'a Binaries,
-    pub(crate) secrets: &'a SecretFile,
+    pub(crate) secrets: &'a Secrets,
     pub(crate) launcher: &'a Launcher,
     /// The cluster that the instance belongs to, as far as it is known.
     pub(crate) cluster: Option<ClusterId>,
@@ -114,6 +118,14 @@ impl Origin {
         }
     }
 
+    /// What its data lacks for good, because a replay left it out on purpose.
+    fn left_out(&self) -> &BTreeSet<Gtid> {
+        match self {
+            Self::Backup(chosen) => chosen.left_out(),
+            Self::Donor(donor) => donor.left_out(),
+        }
+    }
+
     /// About how much data it is.
     pub(crate) fn total_bytes(&self) -> u64 {
         match self {
@@ -129,12 +141,36 @@ impl Origin {
                 work.step("reading the backup", Some(self.total_bytes()));
                 place::place(work, chosen).await?;
                 work.step("preparing", None);
-                place::prepare(work, &work.config.data_directory).await?;
-                Ok(chosen.position().clone())
+                let directory = &work.config.data_directory;
+                let settled = place::prepare(work, directory, &chosen.preparation()).await?;
+                settled_at(chosen.position(), settled)
             }
             Self::Donor(donor) => donor.copy(work).await,
         }
     }
+}
+
+/// Where a copy ends that has what is told of it, and perhaps more, which its binlog decided about.
+///
+/// # Errors
+/// When it has less.
+pub(crate) fn settled_at(
+    told: &BackupPosition,
+    settled: Option<Transactions>,
+) -> anyhow::Result<BackupPosition> {
+    let Some(has) = settled else {
+        return Ok(told.clone());
+    };
+    ensure!(
+        has.lacks(&told.transactions).is_nothing(),
+        "the prepared copy has {has}, and not all of what is told of it: {}",
+        told.transactions
+    );
+    Ok(BackupPosition {
+        gtid: has.to_string(),
+        transactions: has,
+        ..told.clone()
+    })
 }
 
 /// Fills the data directory with what was chosen. It must be empty, hold what an interrupted restore left, or be
@@ -175,7 +211,9 @@ pub(crate) async fn restore(
     position::set(work, &identity, &position).await?;
     work.step("completing", None);
     leave_coordinates(config, origin, &identity, &position)?;
-    finish(work, &identity)?;
+    // ▲ A replay into this data must not apply these behind what was committed after them.
+    left_out::store(&config.data_directory, origin.left_out())?;
+    finish(work, &identity).await?;
     tracing::info!(
         incarnation = %identity.incarnation, server_id = %identity.server_id,
         "restored {} up to {}", origin.name(), position.gtid
@@ -188,7 +226,7 @@ fn check_space(config: &InstanceConfig, needed: u64) -> anyhow::Result<()> {
     let found = disk(&config.data_directory);
     let existing = place::bytes_below(&config.data_directory);
     let room = found.free_bytes.saturating_add(existing);
-    anyhow::ensure!(
+    ensure!(
         found.total_bytes == 0 || room >= needed.saturating_add(config.disk_minimum_mebibytes << 20),
         "the copy has {} MiB, and `{}` has room for {} MiB: make space there",
         needed >> 20,
@@ -273,10 +311,14 @@ fn give(work: &Restoration<'_>) -> anyhow::Result<()> {
 }
 
 /// Everything durable, then the identity, then the end of the marker.
-fn finish(work: &Restoration<'_>, identity: &Identity) -> anyhow::Result<()> {
+async fn finish(work: &Restoration<'_>, identity: &Identity) -> anyhow::Result<()> {
     let data = &work.config.data_directory;
-    sync_tree(data).with_context(|| format!("make `{}` durable", data.display()))?;
-    sync_tree(&work.config.binlog_directory).context("make the new binlog durable")?;
+    files::sync_tree(data)
+        .await
+        .with_context(|| format!("make `{}` durable", data.display()))?;
+    files::sync_tree(&work.config.binlog_directory)
+        .await
+        .context("make the new binlog durable")?;
     identity.save(data)?;
     give(work)?;
     files::remove_durably(&data.join(RESTORING_MARKER)).context("remove the marker of the restore")

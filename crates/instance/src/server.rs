@@ -4,7 +4,7 @@
 //! `exec-server` asks for follows the forking thread. Each child is reaped by a thread of its own as soon as it
 //! ends. Signals go through a pidfd, so that they never reach a stranger with a recycled number.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -20,10 +20,12 @@ use mysql_client::credentials::Password;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use topology::Incarnation;
 
 use crate::binaries::tools_path;
 use crate::children;
 use crate::exec_server::PARENT_VARIABLE;
+use crate::freed_memory;
 use crate::user::ServerUser;
 
 /// The exit code with which a MySQL server asks to be started again.
@@ -39,8 +41,9 @@ pub struct Launcher {
     pub die_with_parent: bool,
     /// Who they run as; none: as this process.
     pub user: Option<ServerUser>,
-    /// What processes and all that they start carry in their environment as [`WORK_VARIABLE`].
-    pub(crate) work: Option<PathBuf>,
+    /// What processes and all that they start carry in their environment, to be found by: [`WORK_VARIABLE`] or
+    /// [`SERVER_VARIABLE`].
+    mark: Option<(&'static str, OsString)>,
     /// What they are told in their environment, which only their user can read: no argument holds a secret.
     pub(crate) environment: Vec<(&'static str, Password)>,
 }
@@ -49,9 +52,20 @@ pub struct Launcher {
 /// What the official images are told goes no further either; a server is told everything in its file.
 const SECRET_PREFIXES: [&str; 5] = ["MYSQL_", "MARIADB_", "AWS_", "AZURE_", "GOOGLE_"];
 
-/// The environment variable that tells for which data directory a process works. Tools start others, which
-/// outlive them; by this they are found, whoever is left.
-pub(crate) const WORK_VARIABLE: &str = "MYSQL_SERVICE_WORK";
+/// The environment variable that tells for which data directory a process works, or for which file in it. Tools start
+/// others, which outlive them; by this they are found, whoever is left.
+const WORK_VARIABLE: &str = "MYSQL_SERVICE_WORK";
+
+/// The environment variable that tells whose server a process is: the incarnation, and the data directory, as a copy of
+/// it has the same incarnation.
+const SERVER_VARIABLE: &str = "MYSQL_SERVICE_SERVER";
+
+fn server_mark(incarnation: &Incarnation, data_directory: &Path) -> OsString {
+    let mut mark = OsString::from(incarnation.as_str());
+    mark.push(" ");
+    mark.push(data_directory);
+    mark
+}
 
 impl Launcher {
     /// A launcher that starts processes directly: for tests and throw-away servers.
@@ -61,7 +75,7 @@ impl Launcher {
             program: None,
             die_with_parent: false,
             user: None,
-            work: None,
+            mark: None,
             environment: Vec::new(),
         }
     }
@@ -73,17 +87,25 @@ impl Launcher {
             program: Some(program),
             die_with_parent,
             user,
-            work: None,
+            mark: None,
             environment: Vec::new(),
         }
     }
 
-    /// The same, for work on a data directory that must not outlive this process.
+    /// The same, for work on a data directory, or on a file in it, that must not outlive this process.
     #[must_use]
     pub fn bound_to_work_in(&self, data_directory: &Path) -> Self {
         Self {
             die_with_parent: self.program.is_some(),
-            work: Some(data_directory.to_path_buf()),
+            mark: Some((WORK_VARIABLE, data_directory.into())),
+            ..self.clone()
+        }
+    }
+
+    /// The same, for the server of this data: a next agent finds it.
+    pub(crate) fn for_server_of(&self, incarnation: &Incarnation, data_directory: &Path) -> Self {
+        Self {
+            mark: Some((SERVER_VARIABLE, server_mark(incarnation, data_directory))),
             ..self.clone()
         }
     }
@@ -126,17 +148,18 @@ impl Launcher {
             .env(PARENT_VARIABLE, std::process::id().to_string())
             .env("PATH", tools_path(std::env::var_os("PATH").as_deref()))
             .stdin(Stdio::null());
-        // Secrets of the agent's environment are not the server's.
-        for (name, _) in std::env::vars_os() {
+        // Secrets of the agent's environment are not the server's, nor is what its own allocator is told.
+        for (name, value) in std::env::vars_os() {
             let name_text = name.to_string_lossy();
-            if SECRET_PREFIXES.iter().any(|prefix| name_text.starts_with(prefix)) {
+            let is_secret = SECRET_PREFIXES.iter().any(|prefix| name_text.starts_with(prefix));
+            if is_secret || freed_memory::is_ours(&name, &value) {
                 command.env_remove(name);
             }
         }
         // Servers tell a service manager how they are, too; ours hears it from the agent.
         command.env_remove(service_manager::SOCKET_VARIABLE);
-        if let Some(work) = &self.work {
-            command.env(WORK_VARIABLE, work);
+        if let Some((variable, value)) = &self.mark {
+            command.env(variable, value);
         }
         for (name, value) in &self.environment {
             command.env(name, value.expose());
@@ -461,13 +484,10 @@ pub(crate) async fn who_stays_in(directory: &Path) -> io::Result<Option<u32>> {
 /// # Errors
 /// When the process list cannot be read, or a process cannot be ended.
 pub(crate) async fn end_work_in(directory: &Path) -> io::Result<usize> {
-    let mut wanted = OsString::from(WORK_VARIABLE);
-    wanted.push("=");
-    wanted.push(directory);
     let mut ended = 0;
     loop {
         // One that is seen may have started another behind the look: only a look that finds none is the last.
-        let found = processes_with(wanted.as_encoded_bytes())?;
+        let found = processes_with(WORK_VARIABLE, directory.as_os_str())?;
         if found.is_empty() {
             return Ok(ended);
         }
@@ -485,8 +505,29 @@ pub(crate) async fn end_work_in(directory: &Path) -> io::Result<usize> {
     }
 }
 
-/// Running processes whose environment has the entry `wanted`.
-fn processes_with(wanted: &[u8]) -> io::Result<Vec<u32>> {
+/// The server that an agent started on this data, by its environment: one that has not yet come to its directory, too.
+///
+/// # Errors
+/// When the process list cannot be read, or the process may not be watched.
+pub(crate) fn adopt_server_of(
+    incarnation: &Incarnation,
+    data_directory: &Path,
+) -> io::Result<Option<Process>> {
+    let mark = server_mark(incarnation, data_directory);
+    let look = || processes_with(SERVER_VARIABLE, &mark);
+    // What it may have started has the same entry: whoever it is then, it is no guess.
+    let [pid] = look()?[..] else { return Ok(None) };
+    let process = Process::adopt(pid)?;
+    // Whoever has the number after the handle was opened is who the handle is for.
+    Ok(look()?.contains(&pid).then_some(process))
+}
+
+/// Running processes whose environment has this entry.
+fn processes_with(variable: &str, value: &OsStr) -> io::Result<Vec<u32>> {
+    let mut wanted = OsString::from(variable);
+    wanted.push("=");
+    wanted.push(value);
+    let wanted = wanted.as_encoded_bytes();
     let mut found = Vec::new();
     for pid in children::process_ids()? {
         // Processes of other users, and those that end meanwhile, cannot be looked at; a zombie has none.
@@ -497,42 +538,6 @@ fn processes_with(wanted: &[u8]) -> io::Result<Vec<u32>> {
         }
     }
     Ok(found)
-}
-
-/// The last lines of a log from `offset` on, at most `lines`: what a person should see when a server failed.
-#[must_use]
-pub fn log_tail(path: &Path, offset: u64, lines: usize) -> Vec<String> {
-    use std::io::{Read as _, Seek as _, SeekFrom};
-    // A failing server may write its whole status; the last part is what matters.
-    const MOST: u64 = 64 * 1024;
-    let read = || -> io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
-        let length = file.metadata()?.len();
-        let from = offset.min(length).max(length.saturating_sub(MOST));
-        file.seek(SeekFrom::Start(from))?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let text = match read() {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        Err(error) => return vec![format!("(the log `{}` cannot be read: {error})", path.display())],
-    };
-    let all: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    // Errors first: a crashing server buries them under its stack.
-    let is_error = |line: &&str| line.contains("[ERROR]") || line.contains("ERROR:");
-    let errors: Vec<&str> = all.iter().copied().filter(is_error).collect();
-    let chosen = if errors.is_empty() { all } else { errors };
-    chosen[chosen.len().saturating_sub(lines)..]
-        .iter()
-        .map(|line| (*line).to_owned())
-        .collect()
-}
-
-/// The length of a log, where the next words will stand; 0 when there is none.
-#[must_use]
-pub fn log_length(path: &Path) -> u64 {
-    std::fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
 #[cfg(test)]
@@ -623,18 +628,5 @@ mod tests {
         assert_eq!(parse_stat(&format!("7 (a ) b) S {rest}")), Some(4711));
         assert_eq!(parse_stat(&format!("7 (a) Z {rest}")), None);
         assert_eq!(parse_stat(""), None);
-    }
-
-    #[test]
-    fn a_tail_shows_what_went_wrong() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("error.log");
-        std::fs::write(&path, "old [ERROR] x\n").unwrap();
-        let offset = log_length(&path);
-        std::fs::write(&path, "old [ERROR] x\n1 [Note] a\n2 [ERROR] b\n3 [Note] c\n").unwrap();
-        assert_eq!(log_tail(&path, offset, 5), ["2 [ERROR] b"]);
-        std::fs::write(&path, "old [ERROR] x\none\n\ntwo\nthree\n").unwrap();
-        assert_eq!(log_tail(&path, offset, 2), ["two", "three"]);
-        assert!(log_tail(&directory.path().join("none"), 0, 2)[0].contains("cannot be read"));
     }
 }

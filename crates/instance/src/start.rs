@@ -5,14 +5,17 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use topology::Flavor;
 
 use crate::binaries::Binaries;
+use crate::closed_binlog;
 use crate::config::InstanceConfig;
 use crate::configuration_file::{self, Purpose, Settings};
+use crate::error_log;
 use crate::first_start::Wishes;
 use crate::identity::Identity;
 use crate::initialise::prepare_directories;
@@ -32,6 +35,9 @@ pub(crate) struct Starter {
     pub(crate) wishes: Wishes,
 }
 
+/// A longer error log is put aside before the server is started: its directory may be in memory.
+const LONGEST_ERROR_LOG_BYTES: u64 = 16 << 20;
+
 /// A server that was killed a moment ago may hold its port a little longer.
 const PORT_LIMIT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
@@ -45,7 +51,10 @@ impl Starter {
         prepare_directories(&self.config, &self.launcher)?;
         check_disk(&self.config)?;
         self.check_ports().await?;
-        let process = self.launch(identity, &self.launcher, &[]).await?;
+        let launcher = self
+            .launcher
+            .for_server_of(&identity.incarnation, &self.config.data_directory);
+        let process = self.launch(identity, &launcher, &[]).await?;
         tracing::info!(pid = process.pid(), "started {}", self.binaries);
         Ok(process)
     }
@@ -70,7 +79,7 @@ impl Starter {
     ) -> anyhow::Result<Process> {
         let config = &self.config;
         if let Some(directory) = &config.extra_configuration_directory {
-            configuration_file::check_extra_settings(directory)?;
+            configuration_file::check_extra_settings(directory, config.backup_store.is_some())?;
         }
         self.remove_stale_socket_lock()?;
         self.mend_binlog()?;
@@ -83,6 +92,9 @@ impl Starter {
             purpose: Purpose::Run,
         });
         configuration_file::write(&config.configuration_file(), &settings)?;
+        if let Err(error) = put_aside(&config.error_log()) {
+            tracing::warn!("the error log grows on: {error:#}");
+        }
         let mut option = OsString::from("--defaults-file=");
         option.push(config.configuration_file());
         let arguments: Vec<OsString> = std::iter::once(option)
@@ -109,6 +121,30 @@ impl Starter {
             );
         }
         Ok(())
+    }
+
+    /// Where these last errors of a server say that a kill within its stop left a closed binlog behind: marks that as in
+    /// use, for the next start. Returns whether it did.
+    pub(crate) fn reopen_binlog(&self, errors: &[String]) -> bool {
+        if self.binaries.flavor != Flavor::Mariadb || !closed_binlog::is_told_by(errors) {
+            return false;
+        }
+        match closed_binlog::reopen(&self.config.binlog_directory) {
+            Ok(Some(file)) => {
+                tracing::warn!(
+                    file = %file.display(),
+                    "the server was killed within a stop, when it had closed its binlog and not yet written down how \
+                     the last commits in it ended: the file is marked as in use, so that the next start recovers them \
+                     from it"
+                );
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                tracing::error!("the newest binlog cannot be marked as in use: {error}");
+                false
+            }
+        }
     }
 
     async fn check_ports(&self) -> anyhow::Result<()> {
@@ -158,14 +194,20 @@ impl Starter {
         }
     }
 
-    /// The server that a former agent left running on this data, if there is one.
+    /// The server that a former agent left running on this data, if there is one: by its notes, or, where it could write
+    /// none or they are gone, by what it told the server.
     ///
     /// # Errors
     /// When a process works in the data directory that no agent of ours started.
-    pub(crate) async fn adopt(&self, notes: &Notes) -> anyhow::Result<Option<Process>> {
+    pub(crate) async fn adopt(&self, notes: &Notes, identity: &Identity) -> anyhow::Result<Option<Process>> {
         if let Some(server) = notes.server.filter(ServerProcess::is_running) {
             let process = Process::adopt(server.pid)
                 .with_context(|| format!("watch the running server, process {}", server.pid))?;
+            return Ok(Some(process));
+        }
+        let told = server::adopt_server_of(&identity.incarnation, &self.config.data_directory)
+            .context("look for a running server of this data")?;
+        if let Some(process) = told {
             return Ok(Some(process));
         }
         let stays = server::who_stays_in(&self.config.data_directory)
@@ -179,5 +221,41 @@ impl Starter {
             );
         }
         Ok(None)
+    }
+}
+
+/// Puts a log that has grown long aside, in the place of the one before: two of them are kept.
+fn put_aside(log: &Path) -> anyhow::Result<()> {
+    if error_log::length(log) <= LONGEST_ERROR_LOG_BYTES {
+        return Ok(());
+    }
+    let mut old = log.as_os_str().to_owned();
+    old.push(".old");
+    fs::rename(log, &old).with_context(|| format!("put the long error log `{}` aside", log.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_error_log_is_put_aside_and_a_short_one_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, old) = (
+            directory.path().join("error.log"),
+            directory.path().join("error.log.old"),
+        );
+        put_aside(&log).unwrap();
+        fs::write(&log, "short").unwrap();
+        put_aside(&log).unwrap();
+        assert!(log.exists() && !old.exists());
+        for _ in 0..2 {
+            fs::File::create(&log)
+                .unwrap()
+                .set_len(LONGEST_ERROR_LOG_BYTES + 1)
+                .unwrap();
+            put_aside(&log).unwrap();
+            assert!(!log.exists() && old.exists());
+        }
     }
 }

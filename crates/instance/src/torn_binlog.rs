@@ -18,11 +18,14 @@ pub(crate) struct Torn {
     pub(crate) bytes: u64,
 }
 
-const MAGIC: &[u8; 4] = b"\xfebin";
+/// The first bytes of every binlog file.
+pub(crate) const MAGIC: &[u8; 4] = b"\xfebin";
 /// Timestamp, type, server id, length, end, flags.
 const HEADER_BYTES: usize = 19;
-/// Of the flags in a file's first event: a server writes to it, or did when it died.
-const IN_USE: u8 = 1;
+/// Where the flags of a file's first event are in the file: at the end of its header.
+pub(crate) const FLAGS_AT: usize = 4 + HEADER_BYTES - 2;
+/// Of these flags: a server writes to the file, or did when it died.
+pub(crate) const IN_USE: u8 = 1;
 
 /// Cuts the newest file in the directory off behind its last whole event, durably. No server may be running on it.
 ///
@@ -45,7 +48,11 @@ pub(crate) fn mend(binlogs: &Path) -> io::Result<Option<Torn>> {
     }))
 }
 
-fn newest(binlogs: &Path) -> io::Result<Option<PathBuf>> {
+/// The binlog file with the highest number.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub(crate) fn newest(binlogs: &Path) -> io::Result<Option<PathBuf>> {
     let mut newest: Option<(u64, PathBuf)> = None;
     for entry in std::fs::read_dir(binlogs)? {
         let path = entry?.path();

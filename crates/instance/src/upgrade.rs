@@ -13,26 +13,22 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
+use crate::secrets::Secrets;
 use anyhow::{Context as _, bail, ensure};
-use mysql_client::credentials::SecretFile;
-use mysql_client::{Endpoint, Error, Server};
 use topology::{Flavor, Version};
 
 use crate::binaries::Binaries;
 use crate::config::InstanceConfig;
+use crate::error_log;
 use crate::identity::Identity;
 use crate::initialise::{Bound, failure, stop};
-use crate::misfit::SecretsMisfit;
-use crate::server::{self, Exit, Process};
+use crate::private_server;
+use crate::server::Exit;
 use crate::start::Starter;
 use crate::version::{self, DataVersion, Opening};
 
 /// Every table is looked at, and one that must be is rebuilt: as long as the data is large.
 const UPGRADE_LIMIT: Duration = Duration::from_hours(24);
-/// A crash recovery may come first.
-const START_LIMIT: Duration = Duration::from_hours(1);
-const LOGIN_DEADLINE: Duration = Duration::from_secs(5);
-const POLL: Duration = Duration::from_millis(20);
 
 /// Judges the data and writes into its identity which server is about to open it, durably.
 ///
@@ -66,7 +62,7 @@ pub(crate) fn open(
 /// When it cannot be done; it is begun again at the next start.
 pub(crate) async fn before_start(
     starter: &Starter,
-    secrets: &SecretFile,
+    secrets: &Secrets,
     identity: &mut Identity,
     say: impl FnOnce(String),
 ) -> anyhow::Result<()> {
@@ -91,7 +87,7 @@ pub(crate) async fn before_start(
     Ok(())
 }
 
-async fn upgrade_tables(starter: &Starter, secrets: &SecretFile, identity: &Identity) -> anyhow::Result<()> {
+async fn upgrade_tables(starter: &Starter, secrets: &Secrets, identity: &Identity) -> anyhow::Result<()> {
     let config = &starter.config;
     let tool = starter
         .binaries
@@ -103,58 +99,14 @@ async fn upgrade_tables(starter: &Starter, secrets: &SecretFile, identity: &Iden
                 starter.binaries.server.display()
             )
         })?;
-    let left = server::end_work_in(&config.data_directory)
-        .await
-        .context("end what an interrupted upgrade left behind")?;
-    if left > 0 {
-        tracing::warn!("ended {left} processes that an interrupted upgrade left behind");
-    }
-    let running = Bound(starter.start_private(identity).await?);
-    until_it_answers(starter, secrets, &running.0).await?;
+    let running = private_server::start(starter, secrets, identity).await?;
     let outcome = run_tool(starter, secrets, &tool).await;
     // Stopped cleanly even when it failed, so that the reason is the one that is told.
     let stopped = stop(&running.0, &config.error_log()).await;
     outcome.and(stopped)
 }
 
-/// Waits until root can log in to a server that was started for work on its data.
-///
-/// # Errors
-/// When it ends, or root cannot log in.
-pub(crate) async fn until_it_answers(
-    starter: &Starter,
-    secrets: &SecretFile,
-    process: &Process,
-) -> anyhow::Result<()> {
-    let endpoint = Endpoint::Socket(starter.config.socket());
-    let root = secrets.root()?;
-    let log = starter.config.error_log();
-    let offset = server::log_length(&log);
-    let answers = async {
-        loop {
-            match Server::connect(&endpoint, &root, LOGIN_DEADLINE).await {
-                Ok(_) => return Ok(()),
-                Err(Error::Unreachable { .. } | Error::Deadline { .. }) => tokio::time::sleep(POLL).await,
-                Err(error) => {
-                    return Err(match SecretsMisfit::of(&error) {
-                        Some(misfit) => misfit.into(),
-                        None => anyhow::Error::new(error),
-                    });
-                }
-            }
-        }
-    };
-    tokio::select! {
-        exit = process.wait() => Err(failure(&format!("the server {exit}"), &log, offset)),
-        answered = tokio::time::timeout(START_LIMIT, answers) => match answered {
-            Ok(outcome) => outcome,
-            Err(_) => Err(failure(
-                &format!("the server did not answer within {} s", START_LIMIT.as_secs()), &log, offset)),
-        },
-    }
-}
-
-async fn run_tool(starter: &Starter, secrets: &SecretFile, tool: &std::path::Path) -> anyhow::Result<()> {
+async fn run_tool(starter: &Starter, secrets: &Secrets, tool: &std::path::Path) -> anyhow::Result<()> {
     let config = &starter.config;
     let root = secrets.root()?;
     let launcher = starter
@@ -170,7 +122,7 @@ async fn run_tool(starter: &Starter, secrets: &SecretFile, tool: &std::path::Pat
         "--skip-write-binlog".into(),
     ];
     let log = config.run_directory.join("upgrade.log");
-    let offset = server::log_length(&log);
+    let offset = error_log::length(&log);
     let process = Bound(launcher.start(tool, &arguments, &log).await?);
     match process.0.wait_within(UPGRADE_LIMIT).await {
         Some(Exit::Code(0)) => Ok(()),

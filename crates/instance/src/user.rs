@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 
 use crate::files::Owner;
 
@@ -16,32 +16,73 @@ pub struct ServerUser {
     pub(crate) groups: Vec<u32>,
 }
 
+/// Why a server cannot run as the user that is asked for.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UserRefusal {
+    /// It does not exist.
+    #[error("the configuration's user `{0}` does not exist; make it with useradd")]
+    Unknown(String),
+    /// Nobody said that it may be root.
+    #[error(
+        "no server runs as root unless it must, and there is no user `{DEFAULT_USER}`: make it (useradd --system \
+         {DEFAULT_USER}), or name another one with the key `user` (user = \"root\" if it must be root)"
+    )]
+    NoDefault,
+    /// Only root can.
+    #[error(
+        "the configuration says that the server runs as `{name}`, but the agent runs as the user {own} and only root \
+         can start it as another; start the agent as root or as `{name}`, or remove the key `user`"
+    )]
+    NotRoot {
+        /// The configured one.
+        name: String,
+        /// The agent's.
+        own: u32,
+    },
+}
+
+/// Who servers of a root agent run as when nobody is named.
+pub const DEFAULT_USER: &str = "mysql";
+
 /// Whom the server is to run as: `None` means as this process does.
 ///
-/// Started by root, the server runs as `configured`, else as `mysql` where that user exists, else as root.
-/// Started by anybody else it runs as that user, and another one cannot be had.
+/// Started by root, the server runs as `configured`, else as [`DEFAULT_USER`]. Started by anybody else it runs as that
+/// user, and another one cannot be had.
 ///
 /// # Errors
-/// When the configured user does not exist or cannot be had.
+/// A [`UserRefusal`], or when the user database cannot be read.
 pub fn server_user(configured: Option<&str>) -> anyhow::Result<Option<ServerUser>> {
-    let own = rustix::process::geteuid();
-    if own.is_root() {
-        return match configured {
-            Some("root") => Ok(None),
-            Some(name) => find(name)?.map(Some).with_context(|| {
-                format!("the configuration's user `{name}` does not exist; make it with useradd")
-            }),
-            None => find("mysql"),
+    let own = rustix::process::geteuid().as_raw();
+    let found = match configured {
+        Some("root") => None,
+        Some(name) => find(name)?,
+        None => find(DEFAULT_USER)?,
+    };
+    Ok(choose(own, configured, found)?)
+}
+
+/// The same for an agent of the user `own`, when this is the user that is meant, if it exists.
+fn choose(
+    own: u32,
+    configured: Option<&str>,
+    found: Option<ServerUser>,
+) -> Result<Option<ServerUser>, UserRefusal> {
+    const ROOT: u32 = 0;
+    if own == ROOT {
+        return match (configured, found) {
+            (Some("root"), _) => Ok(None),
+            (_, Some(user)) => Ok(Some(user)),
+            (Some(name), None) => Err(UserRefusal::Unknown(name.to_owned())),
+            (None, None) => Err(UserRefusal::NoDefault),
         };
     }
-    let Some(name) = configured else { return Ok(None) };
-    match find(name)? {
-        Some(user) if user.owner.uid == own.as_raw() => Ok(None),
-        _ => bail!(
-            "the configuration says that the server runs as `{name}`, but the agent runs as the user {} and only \
-             root can start it as another; start the agent as root or as `{name}`, or remove the key `user`",
-            own.as_raw()
-        ),
+    match (configured, found) {
+        (None, _) => Ok(None),
+        (Some(_), Some(user)) if user.owner.uid == own => Ok(None),
+        (Some(name), _) => Err(UserRefusal::NotRoot {
+            name: name.to_owned(),
+            own,
+        }),
     }
 }
 
@@ -89,6 +130,30 @@ fn parse(name: &str, passwd: &str, group: &str) -> Option<ServerUser> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_is_root_only_where_that_is_said() {
+        let mysql = ServerUser {
+            name: "mysql".to_owned(),
+            owner: Owner { uid: 102, gid: 105 },
+            groups: vec![105],
+        };
+        let found = || Some(mysql.clone());
+        assert_eq!(choose(0, None, found()), Ok(found()));
+        assert_eq!(choose(0, None, None), Err(UserRefusal::NoDefault));
+        assert_eq!(choose(0, Some("root"), None), Ok(None));
+        assert_eq!(choose(0, Some("mysql"), found()), Ok(found()));
+        assert_eq!(
+            choose(0, Some("x"), None),
+            Err(UserRefusal::Unknown("x".to_owned()))
+        );
+        assert_eq!(choose(102, Some("mysql"), found()), Ok(None));
+        assert_eq!(choose(7, None, found()), Ok(None));
+        for configured in ["mysql", "root"] {
+            let refused = choose(7, Some(configured), found()).unwrap_err();
+            assert!(refused.to_string().contains(configured), "{refused}");
+        }
+    }
 
     #[test]
     fn a_user_has_its_groups() {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
-use topology::{Address, Durability, InstanceId};
+use topology::{Address, Durability, InstanceId, Policy};
 
 mod backup;
 
@@ -42,6 +42,9 @@ pub struct MonitorConfig {
     /// How far behind a slave may be and still get connections.
     #[serde(default = "default_lag_limit_seconds")]
     pub lag_limit_seconds: u64,
+    /// An instance with less of its file system free is a problem, and does not become the master.
+    #[serde(default = "default_disk_free_limit_percent")]
+    pub disk_free_limit_percent: u64,
     /// Where `mysql-slave` leads when there is no healthy Slave and no healthy Standby.
     #[serde(default = "default_slave_fallback")]
     pub slave_fallback: SlaveFallback,
@@ -176,6 +179,9 @@ impl MonitorConfig {
         if !(50..=60_000).contains(&self.probe_deadline_milliseconds) {
             return invalid("`probe_deadline_milliseconds` must be from 50 to 60000".to_owned());
         }
+        if self.disk_free_limit_percent > 100 {
+            return invalid("`disk_free_limit_percent` must be from 0 to 100".to_owned());
+        }
         if let Some(graphite) = &self.graphite {
             graphite.check().map_err(ConfigError::Invalid)?;
         }
@@ -257,6 +263,10 @@ fn default_lag_limit_seconds() -> u64 {
     30
 }
 
+fn default_disk_free_limit_percent() -> u64 {
+    Policy::default().disk_free_limit_percent
+}
+
 fn default_slave_fallback() -> SlaveFallback {
     SlaveFallback::Standby
 }
@@ -286,6 +296,7 @@ mod tests {
             "beat_milliseconds",
             "probe_deadline_milliseconds",
             "lag_limit_seconds",
+            "disk_free_limit_percent",
             "slave_fallback",
             "die_with_parent",
             "database",

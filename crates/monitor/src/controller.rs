@@ -15,6 +15,7 @@ mod errands;
 mod execution;
 mod healing;
 mod making_way;
+mod permission;
 mod publication;
 mod reports;
 mod schedules;
@@ -29,10 +30,9 @@ use api::backup::{ResultDocument, ScheduleDocument};
 use api::job::JobDocument;
 use api::operation::{EventDocument, Planned};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use topology::gtid::Transactions;
 use topology::{
     Address, Change, Cluster, Generation, InstanceId, InstanceView, Look, Moment, OperationId, Policy,
-    Refusal, Role, ServerId, Situation,
+    Refusal, Role, Situation,
 };
 
 use crate::clock::Clock;
@@ -40,11 +40,12 @@ use crate::config::BackupConfig;
 use crate::errands::Errand;
 use crate::errands::catalogue::CatalogueHandle;
 use crate::errands::runner::News;
-use crate::errands::schedule::{ScheduleName, Settled};
+use crate::errands::schedule::{ScheduleName, Settled, is_prune_owed};
 use crate::executor::{Failure, Lost, Note, Outcome, Surroundings};
 use crate::store::{Loaded, Mark, NewEvent, RememberedEvents, State, StateVersion, Store, StoreError, Write};
 use crate::watcher::WatcherHandle;
 
+use permission::Permission;
 pub(crate) use publication::{Published, Snapshot};
 
 /// Everything that can happen.
@@ -133,15 +134,6 @@ pub(crate) enum Ask {
         of: InstanceId,
         reply: oneshot::Sender<Option<RememberedEvents>>,
     },
-}
-
-/// An instance may be made writable if it is this one.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Permission {
-    /// The registered server id.
-    pub(crate) server_id: ServerId,
-    /// What it was seen to have, and must still have.
-    pub(crate) mark: Option<Transactions>,
 }
 
 /// What a person wants.
@@ -359,6 +351,10 @@ pub(crate) struct Controller<S> {
     settled: BTreeMap<ScheduleName, Settled>,
     schedules: Vec<ScheduleDocument>,
     schedules_looked_at: Moment,
+    /// A backup was made after which nothing was removed yet.
+    prune_owed: bool,
+    /// When an agent refused that removal last.
+    prune_refused: Option<Moment>,
     /// Switchovers for which backups are being ended.
     making_way: usize,
     stopping: bool,
@@ -398,6 +394,8 @@ impl<S: Store> Controller<S> {
             catalogue: parts.catalogue,
             errands: BTreeMap::new(),
             agents_jobs: BTreeMap::new(),
+            prune_owed: is_prune_owed(&parts.loaded.results),
+            prune_refused: None,
             results: parts.loaded.results,
             settled: parts.loaded.settled,
             schedules: Vec::new(),

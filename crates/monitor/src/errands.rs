@@ -112,6 +112,14 @@ impl Stage {
         }
     }
 
+    /// Work at an agent, whoever asked for it.
+    pub(crate) fn of(at: &InstanceId, work: &Work) -> Self {
+        Self::Job {
+            at: at.clone(),
+            work: work.clone(),
+        }
+    }
+
     /// Where it is done.
     pub(crate) fn at(&self) -> &InstanceId {
         match self {
@@ -264,12 +272,26 @@ pub(crate) fn gives_way(work: &Work) -> bool {
 }
 
 /// Whether two works must not be done at the same time, wherever in the cluster: running servers are not copied twice,
-/// and nothing is removed beside a backup.
-pub(crate) fn excludes(one: &Work, other: &Work) -> bool {
+/// and nothing is removed beside a backup, nor from under whoever reads the store.
+fn excludes(one: &Work, other: &Work) -> bool {
     let is_full = |work: &Work| matches!(work, Work::FullBackup { .. });
-    let changes_store =
-        |work: &Work| is_full(work) || matches!(work, Work::PruneBackups { dry_run: false, .. });
-    (changes_store(one) && changes_store(other)) || (gives_way(one) && gives_way(other))
+    let changes_store = |work: &Work| is_full(work) || work.removes();
+    (changes_store(one) && changes_store(other))
+        || (gives_way(one) && gives_way(other))
+        || (one.removes() && other.needs_store())
+        || (one.needs_store() && other.removes())
+}
+
+/// The same of whole errands, of which some stages become work only when they are begun.
+pub(crate) fn exclude_each_other(one: &[Stage], other: &[Stage]) -> bool {
+    let become_readers = |stages: &[Stage]| {
+        let mut stages = stages.iter();
+        stages.any(|stage| matches!(stage, Stage::RestoreMade { .. } | Stage::CatchUp { .. }))
+    };
+    let any_removes = |stages| works(stages).any(|(_, work)| work.removes());
+    works(one).any(|(_, one)| works(other).any(|(_, other)| excludes(one, other)))
+        || (any_removes(one) && become_readers(other))
+        || (become_readers(one) && any_removes(other))
 }
 
 /// How an errand ended.
@@ -285,4 +307,72 @@ pub(crate) enum Outcome {
     Cancelled(String),
     /// The controller is gone; the errand is stored.
     Lost,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_removed_from_under_whoever_reads_the_store() {
+        let at: InstanceId = "a".parse().unwrap();
+        let job = |work: Work| vec![Stage::of(&at, &work)];
+        let prune = |dry_run| {
+            job(Work::PruneBackups {
+                keep_count: None,
+                keep_days: None,
+                dry_run,
+            })
+        };
+        let restore = |from, dry_run| {
+            job(Work::RestoreFull {
+                from,
+                discard: None,
+                foreign_cluster: false,
+                dry_run,
+            })
+        };
+        let replay = |dry_run| {
+            job(Work::RestoreIncremental {
+                target: api::job::Target::End,
+                base: None,
+                binlogs: api::job::Binlogs::Any,
+                skip: Vec::new(),
+                dry_run,
+            })
+        };
+        let backup = RestoreSource::Backup { backup: None };
+        let donor = RestoreSource::Donor {
+            instance: "b".parse().unwrap(),
+            address: "127.0.0.1:1".parse().unwrap(),
+            agent: String::new(),
+            limit_bytes_per_second: None,
+        };
+        let verify = job(Work::VerifyBackup {
+            backup: None,
+            restore: false,
+        });
+        let made = vec![Stage::RestoreMade {
+            at: at.clone(),
+            discard: None,
+        }];
+        for (beside, excluded) in [
+            (restore(backup.clone(), false), true),
+            (restore(backup, true), false),
+            (restore(donor, false), false),
+            (replay(false), true),
+            (replay(true), false),
+            (verify, true),
+            (job(Work::FetchFull { backup: None }), true),
+            (job(Work::FetchIncrement), true),
+            (made, true),
+            (vec![Stage::CatchUp { at: at.clone() }], true),
+            (job(Work::ArchiveNow), false),
+            (job(Work::CleanBackups), false),
+        ] {
+            assert_eq!(exclude_each_other(&prune(false), &beside), excluded, "{beside:?}");
+            assert_eq!(exclude_each_other(&beside, &prune(false)), excluded, "{beside:?}");
+            assert!(!exclude_each_other(&prune(true), &beside), "{beside:?}");
+        }
+    }
 }

@@ -14,6 +14,7 @@
 
 mod agents;
 mod proxies;
+mod received;
 mod replication;
 mod world;
 mod writes;

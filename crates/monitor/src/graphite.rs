@@ -86,6 +86,7 @@ fn lines(prefix: &str, snapshot: &Snapshot, now: Timestamp) -> String {
                 "Incremental_backup_seconds",
                 "Incremental_backup_bytes",
             ],
+            "clean_backups" => ["Clean", "Clean_seconds", "Clean_bytes"],
             _ => continue,
         };
         let instance = result.instance.as_str();
@@ -148,13 +149,21 @@ mod tests {
             last_done: None,
             operation: None,
         }];
+        snapshot.backups.results.push(ResultDocument {
+            kind: "clean_backups".to_owned(),
+            done: false,
+            bytes: None,
+            ..snapshot.backups.results[0].clone()
+        });
         let now = Timestamp::from_second(1_535_450_000).unwrap();
         assert_eq!(
             lines("lain_local.mysql-service", &snapshot, now),
             "lain_local.mysql-service.mysql-server-1_lain.Alive 0 1535450000\n\
              lain_local.mysql-service.mysql-server-1_lain.Full_backup 1 1535450000\n\
              lain_local.mysql-service.mysql-server-1_lain.Full_backup_seconds 12 1535450000\n\
-             lain_local.mysql-service.mysql-server-1_lain.Full_backup_bytes 345 1535450000\n"
+             lain_local.mysql-service.mysql-server-1_lain.Full_backup_bytes 345 1535450000\n\
+             lain_local.mysql-service.mysql-server-1_lain.Clean 0 1535450000\n\
+             lain_local.mysql-service.mysql-server-1_lain.Clean_seconds 12 1535450000\n"
         );
     }
 }

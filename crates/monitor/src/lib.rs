@@ -43,6 +43,7 @@ use crate::config::{InstanceEntry, MonitorConfig, SlaveFallback};
 use crate::controller::{Controller, ControllerHandle, Event, Parts, Published, Snapshot};
 use crate::discovery::{ConfiguredInstances, Discovery};
 use crate::errands::catalogue::CatalogueHandle;
+pub use crate::errands::catalogue::backup_document;
 use crate::executor::Surroundings;
 use crate::proxies::Proxies;
 use crate::store::{Loaded, SqliteStore, State, Store, Write};
@@ -148,8 +149,16 @@ pub async fn run(config: MonitorConfig, shutdown: watch::Receiver<bool>) -> anyh
     let ended = Box::pin(controller.run(receiver, shutdown)).await;
     manager.tell(&[Word::Stopping]);
     ended?;
-    server.await.context("the HTTP server ended unexpectedly")?
+    if let Ok(ended) = tokio::time::timeout(CONNECTIONS_LIMIT, server).await {
+        return ended.context("the HTTP server ended unexpectedly")?;
+    }
+    tracing::info!("connections that do not end, such as one with half a request, are closed");
+    Ok(())
 }
+
+/// For requests that are being answered when the monitor is told to stop. Who has sent half a request may never send the
+/// rest.
+const CONNECTIONS_LIMIT: Duration = Duration::from_secs(2);
 
 fn backup_store(config: &MonitorConfig) -> anyhow::Result<Option<BackupStore>> {
     let store = config.backup.store.as_deref();
@@ -243,6 +252,7 @@ fn policy(config: &MonitorConfig) -> Policy {
     Policy {
         look_age_limit_milliseconds,
         lag_limit_seconds: config.lag_limit_seconds,
+        disk_free_limit_percent: config.disk_free_limit_percent,
         slave_fallback: match config.slave_fallback {
             SlaveFallback::Standby => topology::SlaveFallback::Standby,
             SlaveFallback::Master => topology::SlaveFallback::Master,

@@ -192,6 +192,6 @@ mod tests {
         tokio::task::yield_now().await;
         drop(stream);
         assert!(waiting.await.unwrap().is_empty());
-        assert!(began.elapsed() < Duration::from_secs(1));
+        assert!(began.elapsed() < Duration::from_secs(30));
     }
 }

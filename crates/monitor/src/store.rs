@@ -166,8 +166,8 @@ pub(crate) struct Write {
     pub(crate) events: Vec<NewEvent>,
     /// The answer to a request that carried an `Idempotency-Key`.
     pub(crate) repeatable: Option<Repeatable>,
-    /// Newer marks.
-    pub(crate) marks: Vec<(InstanceId, Mark)>,
+    /// Newer marks; `None` forgets one.
+    pub(crate) marks: Vec<(InstanceId, Option<Mark>)>,
     /// Scheduled events that are disabled, or were enabled again.
     pub(crate) remembered_events: Option<(InstanceId, RememberedEvents)>,
     /// A change of the errands in progress.

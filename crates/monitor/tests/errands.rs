@@ -12,9 +12,11 @@ use api::client::{Answer, Client, Error};
 use api::job::{JobState, Work};
 use api::operation::{OperationDocument, OperationState};
 use monitor::config::MonitorConfig;
+use sandbox::ports::PortRange;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use topology::OperationId;
+use topology::observation::ServerState;
 
 use fake_agent::{FakeAgent, TOKEN};
 
@@ -28,9 +30,11 @@ struct Monitor {
     address: String,
 }
 
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+/// An address that nobody else takes while the first is held.
+fn address() -> (PortRange, String) {
+    let port = PortRange::take(1).unwrap();
+    let address = format!("127.0.0.1:{}", port.first());
+    (port, address)
 }
 
 impl Monitor {
@@ -138,7 +142,7 @@ fn codes(error: Error) -> Vec<String> {
 #[tokio::test]
 async fn a_backup_is_an_operation_with_progress_and_a_result() {
     let directory = tempfile::tempdir().unwrap();
-    let address = format!("127.0.0.1:{}", free_port());
+    let (_port, address) = address();
     let agent = FakeAgent::start("one", &address).await;
     let monitor = Monitor::start(directory.path(), &address, &agent, "").await;
     let id = monitor.backup().await.unwrap();
@@ -152,15 +156,15 @@ async fn a_backup_is_an_operation_with_progress_and_a_result() {
                 .await
                 .unwrap()
                 .progress
-                .filter(|progress| progress.done_bytes > 0)
+                .filter(|progress| progress.extent.done_bytes > 0)
         })
         .await;
     assert_eq!(
-        (progress.step.as_str(), progress.total_bytes),
+        (progress.step.as_str(), progress.extent.total_bytes),
         ("copying", Some(1000))
     );
     assert_eq!(
-        (progress.bytes_per_second, progress.seconds_left),
+        (progress.extent.bytes_per_second, progress.extent.seconds_left),
         (Some(100), Some(3))
     );
     let cluster = monitor.client.cluster().await.unwrap();
@@ -221,7 +225,7 @@ async fn a_backup_is_an_operation_with_progress_and_a_result() {
 #[tokio::test]
 async fn a_failure_is_told_as_a_problem() {
     let directory = tempfile::tempdir().unwrap();
-    let address = format!("127.0.0.1:{}", free_port());
+    let (_port, address) = address();
     let agent = FakeAgent::start("one", &address).await;
     let monitor = Monitor::start(directory.path(), &address, &agent, "").await;
     let id = monitor.backup().await.unwrap();
@@ -245,7 +249,7 @@ async fn a_failure_is_told_as_a_problem() {
 #[tokio::test]
 async fn a_restarted_monitor_goes_on_with_the_same_job() {
     let directory = tempfile::tempdir().unwrap();
-    let address = format!("127.0.0.1:{}", free_port());
+    let (_port, address) = address();
     let agent = FakeAgent::start("one", &address).await;
     let monitor = Monitor::start(directory.path(), &address, &agent, "").await;
     let id = monitor.backup().await.unwrap();
@@ -271,7 +275,7 @@ async fn a_restarted_monitor_goes_on_with_the_same_job() {
 #[tokio::test]
 async fn what_an_agent_forgot_has_failed() {
     let directory = tempfile::tempdir().unwrap();
-    let address = format!("127.0.0.1:{}", free_port());
+    let (_port, address) = address();
     let agent = FakeAgent::start("one", &address).await;
     let monitor = Monitor::start(directory.path(), &address, &agent, "").await;
     let id = monitor.backup().await.unwrap();
@@ -290,7 +294,7 @@ async fn what_an_agent_forgot_has_failed() {
 #[tokio::test]
 async fn a_person_can_end_it() {
     let directory = tempfile::tempdir().unwrap();
-    let address = format!("127.0.0.1:{}", free_port());
+    let (_port, address) = address();
     let agent = FakeAgent::start("one", &address).await;
     let monitor = Monitor::start(directory.path(), &address, &agent, "").await;
     let id = monitor.backup().await.unwrap();
@@ -314,7 +318,7 @@ async fn a_person_can_end_it() {
 #[tokio::test]
 async fn a_request_with_a_key_is_done_once() {
     let directory = tempfile::tempdir().unwrap();
-    let address = format!("127.0.0.1:{}", free_port());
+    let (_port, address) = address();
     let agent = FakeAgent::start("one", &address).await;
     let monitor = Monitor::start(directory.path(), &address, &agent, "").await;
     let body = "{\"instance\":\"one\"}";
@@ -341,7 +345,7 @@ async fn a_request_with_a_key_is_done_once() {
 #[tokio::test]
 async fn an_agent_that_is_busy_is_waited_for_and_one_that_refuses_is_not() {
     let directory = tempfile::tempdir().unwrap();
-    let address = format!("127.0.0.1:{}", free_port());
+    let (_port, address) = address();
     let agent = FakeAgent::start("one", &address).await;
     let monitor = Monitor::start(directory.path(), &address, &agent, "").await;
     agent.refuse_with(Some("job_running"));
@@ -367,7 +371,7 @@ async fn an_agent_that_is_busy_is_waited_for_and_one_that_refuses_is_not() {
 #[tokio::test]
 async fn work_that_somebody_else_asked_an_agent_for_counts_and_is_told() {
     let directory = tempfile::tempdir().unwrap();
-    let address = format!("127.0.0.1:{}", free_port());
+    let (_port, address) = address();
     let agent = FakeAgent::start("one", &address).await;
     let job = agent.begin(
         "cli-1",
@@ -401,9 +405,30 @@ async fn work_that_somebody_else_asked_an_agent_for_counts_and_is_told() {
 }
 
 #[tokio::test]
+async fn nothing_is_removed_while_an_instance_fills_itself() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_port, address) = address();
+    let agent = FakeAgent::start_in("one", &address, ServerState::Restoring).await;
+    let monitor = Monitor::start(directory.path(), &address, &agent, "").await;
+    let request = PruneRequest {
+        instance: Some("one".parse().unwrap()),
+        ..PruneRequest::default()
+    };
+    let prune = async |client: &Client| client.change("/api/v1/backups/prune", &request).await;
+    let refused = prune(&monitor.client).await.unwrap_err();
+    assert_eq!(codes(refused), ["work_in_progress"]);
+    // What somebody asked for is judged by what it is.
+    agent.begin("cli-1", Work::CleanBackups);
+    monitor
+        .until("it is allowed", async |client| prune(client).await.ok())
+        .await;
+    monitor.stop().await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_is_refused_with_reasons() {
     let directory = tempfile::tempdir().unwrap();
-    let address = format!("127.0.0.1:{}", free_port());
+    let (_port, address) = address();
     let agent = FakeAgent::start("one", &address).await;
     let monitor = Monitor::start(directory.path(), &address, &agent, "").await;
     let client = &monitor.client;
@@ -440,7 +465,7 @@ async fn what_cannot_be_is_refused_with_reasons() {
 #[tokio::test]
 async fn what_is_due_and_cannot_be_begun_says_what_it_waits_for() {
     let directory = tempfile::tempdir().unwrap();
-    let address = format!("127.0.0.1:{}", free_port());
+    let (_port, address) = address();
     let agent = FakeAgent::start("one", &address).await;
     let store = directory.path().join("store");
     let section = format!(
@@ -477,7 +502,7 @@ async fn what_is_due_and_cannot_be_begun_says_what_it_waits_for() {
 async fn measurements_go_to_carbon_line_by_line() {
     use tokio::io::AsyncReadExt as _;
     let directory = tempfile::tempdir().unwrap();
-    let address = format!("127.0.0.1:{}", free_port());
+    let (_port, address) = address();
     let agent = FakeAgent::start("one", &address).await;
     let carbon = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let section = format!(
@@ -519,7 +544,7 @@ async fn measurements_go_to_carbon_line_by_line() {
 #[tokio::test]
 async fn a_restore_is_alone_with_its_data_and_a_replica_needs_a_master() {
     let directory = tempfile::tempdir().unwrap();
-    let address = format!("127.0.0.1:{}", free_port());
+    let (_port, address) = address();
     let agent = FakeAgent::start("one", &address).await;
     let monitor = Monitor::start(directory.path(), &address, &agent, "").await;
     let request = api::backup::ScaleOutRequest {

@@ -79,6 +79,13 @@ impl Server {
         Ok(self.require_value(&sql).await? != "0")
     }
 
+    /// Removes an account, if it is there. Its sessions go on: see [`end_session`](Self::end_session).
+    pub async fn remove_user(&mut self, user: &str, host: &str, binlog: Binlog) -> Result<(), Error> {
+        // A replica may lack it.
+        let sql = format!("DROP USER IF EXISTS {}", account(user, host));
+        self.execute_as(&sql, &sql, &[], binlog).await
+    }
+
     /// Refuses new logins of the account, on this server alone. Sessions that are there go on: see
     /// [`dump_threads_of`](Self::dump_threads_of) and [`end_session`](Self::end_session).
     pub async fn lock_user(&mut self, user: &str, host: &str) -> Result<(), Error> {

@@ -1,4 +1,4 @@
-//! A server's binlog files: which there are, and removing old ones.
+//! A server's binlog files: which there are, beginning a new one, and removing old ones.
 
 use crate::error::Error;
 use crate::server::Server;
@@ -16,6 +16,16 @@ impl Server {
         rows.iter()
             .map(|row| Ok((row.require("Log_name")?.to_owned(), row.number("File_size")?)))
             .collect()
+    }
+
+    /// Has the server begin a new file. No transaction is logged for that.
+    ///
+    /// It waits behind a commit that waits for an acknowledgement, and other commits wait behind it.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub async fn begin_binlog_file(&mut self) -> Result<(), Error> {
+        self.execute("FLUSH LOCAL BINARY LOGS").await
     }
 
     /// Removes the files before `file`. The server keeps what a connected replica is reading.

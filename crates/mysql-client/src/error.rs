@@ -92,6 +92,8 @@ pub(crate) mod code {
     pub(crate) const NO_SUCH_THREAD: u16 = 1094;
     /// A lock was not free within `lock_wait_timeout`.
     pub(crate) const LOCK_WAIT_TIMEOUT: u16 = 1205;
+    /// A position to replicate from that the own binlog is beyond (MariaDB).
+    pub(crate) const BINLOG_IS_BEYOND: u16 = 1947;
     /// `XA RECOVER` without the privilege for it (MySQL).
     pub(crate) const XA_RECOVER_DENIED: u16 = 1401;
     /// One clone at a time is made of a server.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::connection::Row;
 use crate::error::{Error, code};
 use crate::server::{Server, is_on};
 use crate::statements::{READ_ONLY, READ_ONLY_OFF, READ_ONLY_ON};
@@ -47,21 +48,26 @@ impl Server {
         if blocked {
             return Ok(ReadOnly::Blocked);
         }
-        let value = answers[1].first().and_then(|row| row.value(0));
-        let is = is_on(value.unwrap_or_default());
-        if is == on {
+        if all_are(&answers[1], on) {
             Ok(ReadOnly::Done)
         } else {
             Err(Error::Unexpected(format!(
-                "read-only was switched {} and reads back {}: somebody else is switching it",
-                if on { "on" } else { "off" },
-                if is { "on" } else { "off" }
+                "read-only was switched {} and does not read back so: somebody else is switching it",
+                if on { "on" } else { "off" }
             )))
         }
     }
 
     /// Whether ordinary users cannot write (on MySQL: nobody).
     pub async fn is_read_only(&mut self) -> Result<bool, Error> {
-        Ok(is_on(&self.require_value(READ_ONLY.of(self.flavor)).await?))
+        let rows = self.query(READ_ONLY.of(self.flavor)).await?;
+        Ok(all_are(&rows, true))
     }
+}
+
+/// Whether every switch of the gate is on, or off. MySQL's two may differ.
+fn all_are(rows: &[Row], on: bool) -> bool {
+    let is = |value: Option<&str>| is_on(value.unwrap_or_default()) == on;
+    rows.first()
+        .is_some_and(|row| row.columns().all(|(_, value)| is(value)))
 }

@@ -3,12 +3,13 @@
 //! An ordinary look is one round trip. It asks only what answers beside a commit that waits for its
 //! acknowledgement: never `SHOW BINARY LOGS`, `SHOW MASTER STATUS` or `FLUSH`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use topology::Flavor;
-use topology::gtid::{GtidPosition, GtidSet, MariadbHistory, Received, Transactions};
+use topology::gtid::{BinlogStart, GtidPosition, GtidSet, MariadbHistory, Received, Transactions};
 use topology::observation::{Observation, Preflight, Receiver, Replication, SemiSync};
-use topology::{Address, ServerId, ServerUuid};
+use topology::{Address, ServerId, ServerUuid, Version};
 
 use crate::connection::Row;
 use crate::error::{Error, code};
@@ -17,14 +18,16 @@ use crate::sessions::{SessionKind, session};
 use crate::statements::{
     REPLICATION_STATUS, SEMI_SYNC_ACKING, SEMI_SYNC_ACTIVE, SEMI_SYNC_CLIENTS, SEMI_SYNC_REPLICA,
     SEMI_SYNC_SOURCE, SEMI_SYNC_WAITING, STATUS_APPLIER, STATUS_HOST, STATUS_LAG, STATUS_PORT,
-    STATUS_RECEIVED, STATUS_RECEIVER, STATUS_SERVER_ID, STATUS_USER, TRANSACTIONS, select_variables,
-    show_counters,
+    STATUS_RECEIVED, STATUS_RECEIVER, STATUS_SERVER_ID, STATUS_USER, TRANSACTIONS, counters, literal,
+    select_variables, show_counters,
 };
 
 /// How closely to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
-    /// What every beat needs: one round trip.
+    /// What decisions need: one round trip, and a quick one.
+    Brief,
+    /// What every beat needs: also what is only shown of a server, in the same round trip.
     Ordinary,
     /// Also what a switchover must know beforehand: two more.
     Thorough,
@@ -35,45 +38,22 @@ impl Server {
     /// alone.
     pub async fn observe(&mut self, depth: Depth) -> Result<Observation, Error> {
         let (flavor, version) = (self.flavor, self.version());
-        let answers = self
-            .query_all(&[
-                &select_variables(flavor),
-                &show_counters(flavor),
-                TRANSACTIONS.of(flavor),
-                REPLICATION_STATUS.of(flavor),
-            ])
-            .await
-            .map_err(explain)?;
-        let variables = variables(&answers[0], &answers[1]);
-        let value = |name: &str| variables.get(name).map(String::as_str).unwrap_or_default();
-        let transactions = answers[2]
-            .first()
-            .and_then(|row| row.value(0))
-            .unwrap_or_default();
-        let read_only = match flavor {
-            Flavor::Mariadb => is_on(value("read_only")),
-            // While somebody's `SET GLOBAL super_read_only = ON` waits, only that one of the two is on.
-            Flavor::Mysql => is_on(value("read_only")) && is_on(value("super_read_only")),
-        };
-        let mut observation = Observation {
-            flavor,
-            version,
-            server_id: ServerId(number(&variables, "server_id")?),
-            server_uuid: match flavor {
-                Flavor::Mariadb => None,
-                Flavor::Mysql => Some(parse::<ServerUuid>("server_uuid", value("server_uuid"))?),
-            },
-            uptime_seconds: number(&variables, "uptime")?,
-            read_only,
-            transactions: parse_transactions(flavor, transactions)?,
-            replication: replication(flavor, &answers[3])?,
-            semi_sync: semi_sync(flavor, &variables)?,
-            event_scheduler: is_on(value("event_scheduler")),
-            preflight: None,
-            variables,
-        };
+        let statements = statements(flavor, depth);
+        let statements: Vec<&str> = statements.iter().map(String::as_str).collect();
+        let answers = self.query_all(&statements).await.map_err(explain)?;
+        let mut observation = observation(flavor, version, &answers)?;
         if depth == Depth::Thorough {
-            observation.preflight = Some(self.preflight().await?);
+            let mut preflight = self.preflight().await?;
+            // Where commits wait for an acknowledgement, so would this.
+            if !observation.semi_sync.source_enabled
+                && observation
+                    .variables
+                    .get("log_bin")
+                    .is_some_and(|value| is_on(value))
+            {
+                preflight.binlogs_begin = self.binlogs_begin(&observation.variables).await?;
+            }
+            observation.preflight = Some(preflight);
         }
         Ok(observation)
     }
@@ -88,20 +68,15 @@ impl Server {
     async fn preflight(&mut self) -> Result<Preflight, Error> {
         let answers = self
             .query_all(&[
-                "SELECT trx_mysql_thread_id AS thread, TIMESTAMPDIFF(SECOND, trx_started, NOW()) AS seconds \
-                 FROM information_schema.INNODB_TRX",
+                "SELECT trx_mysql_thread_id AS thread, TIMESTAMPDIFF(SECOND, trx_started, NOW()) AS seconds, \
+                 trx_id AS id FROM information_schema.INNODB_TRX",
                 "SHOW FULL PROCESSLIST",
             ])
             .await?;
-        let mut ages = BTreeMap::new();
-        let mut without_thread = 0;
+        let mut ages: BTreeMap<u64, u64> = BTreeMap::new();
         for row in &answers[0] {
-            let thread: u64 = row.number("thread")?;
             let seconds = row.get("seconds").and_then(|text| text.parse().ok()).unwrap_or(0);
-            if thread == 0 {
-                without_thread += 1;
-            }
-            ages.insert(thread, seconds);
+            ages.insert(row.number("thread")?, seconds);
         }
         let mut preflight = Preflight::default();
         for row in &answers[1] {
@@ -122,22 +97,149 @@ impl Server {
             Err(Error::Server {
                 code: code::XA_RECOVER_DENIED,
                 ..
-            }) => without_thread,
+            }) => {
+                self.staying_without_session(without_session(&answers[0])?)
+                    .await?
+            }
             Err(error) => return Err(error),
         };
         Ok(preflight)
     }
+
+    /// How many of these transactions without a session stay. InnoDB has such of its own, to save statistics, which are
+    /// over in a moment; one that is prepared, or rolled back after a crash, is not.
+    async fn staying_without_session(&mut self, mut staying: BTreeSet<String>) -> Result<u32, Error> {
+        for _ in 0..PICTURES {
+            if staying.is_empty() {
+                break;
+            }
+            tokio::time::sleep(PICTURE_AGE).await;
+            let rows = self
+                .query(
+                    "SELECT trx_mysql_thread_id AS thread, trx_id AS id FROM information_schema.INNODB_TRX",
+                )
+                .await?;
+            let seen = without_session(&rows)?;
+            staying.retain(|id| seen.contains(id));
+        }
+        Ok(u32::try_from(staying.len()).unwrap_or(u32::MAX))
+    }
+
+    /// How far back the binlogs reach. Not to be asked where commits wait for an acknowledgement.
+    async fn binlogs_begin(
+        &mut self,
+        variables: &BTreeMap<String, String>,
+    ) -> Result<Option<BinlogStart>, Error> {
+        match self.flavor {
+            Flavor::Mysql => {
+                let purged: String = variables
+                    .get("gtid_purged")
+                    .map(|text| text.split_whitespace().collect())
+                    .unwrap_or_default();
+                Ok(Some(BinlogStart::Mysql(parse("gtid_purged", &purged)?)))
+            }
+            Flavor::Mariadb => {
+                let files = self.binlog_files().await?;
+                let Some((first, _)) = files.first() else {
+                    return Ok(None);
+                };
+                // 4 is where a file's first event begins. NULL: it was removed just now.
+                let position = self
+                    .query_value(&format!("SELECT BINLOG_GTID_POS({}, 4)", literal(first)))
+                    .await?;
+                position
+                    .map(|position| Ok(BinlogStart::Mariadb(parse("BINLOG_GTID_POS", &position)?)))
+                    .transpose()
+            }
+        }
+    }
+}
+
+/// InnoDB shows a picture of its transactions that is up to 0.1 s old.
+const PICTURE_AGE: Duration = Duration::from_millis(150);
+
+/// So often a transaction without a session is looked for again. The saving of statistics waits for the disk, too.
+const PICTURES: u32 = 4;
+
+/// The ids of InnoDB's transactions that belong to no session.
+fn without_session(rows: &[Row]) -> Result<BTreeSet<String>, Error> {
+    let mut found = BTreeSet::new();
+    for row in rows {
+        if row.number::<u64>("thread")? == 0 {
+            found.insert(row.require("id")?.to_owned());
+        }
+    }
+    Ok(found)
+}
+
+/// A look's statements. Who waits is counted before the transactions are read: where none waits, none is missing that
+/// was waiting a moment ago.
+fn statements(flavor: Flavor, depth: Depth) -> Vec<String> {
+    let mut statements = vec![select_variables(flavor)];
+    statements.extend(show_counters(flavor, depth != Depth::Brief));
+    statements.push(TRANSACTIONS.of(flavor).to_owned());
+    statements.push(REPLICATION_STATUS.of(flavor).to_owned());
+    statements
+}
+
+/// What the answers to a look's [`statements`] say.
+fn observation(flavor: Flavor, version: Version, answers: &[Vec<Row>]) -> Result<Observation, Error> {
+    let [settings, counters @ .., transactions, status] = answers else {
+        return Err(Error::Unexpected(format!(
+            "the server gave {} answers to a look",
+            answers.len()
+        )));
+    };
+    let variables = variables(flavor, settings, counters.iter().flatten());
+    let value = |name: &str| variables.get(name).map(String::as_str).unwrap_or_default();
+    let transactions = transactions
+        .first()
+        .and_then(|row| row.value(0))
+        .unwrap_or_default();
+    let transactions = parse_transactions(flavor, transactions)?;
+    let server_id = ServerId(number(&variables, "server_id")?);
+    let replication = replication(flavor, status)?.map(|replication| Replication {
+        received: replication.received.without_skipped(server_id, &transactions),
+        ..replication
+    });
+    let read_only = match flavor {
+        Flavor::Mariadb => is_on(value("read_only")),
+        // While somebody's `SET GLOBAL super_read_only = ON` waits, only that one of the two is on.
+        Flavor::Mysql => is_on(value("read_only")) && is_on(value("super_read_only")),
+    };
+    Ok(Observation {
+        flavor,
+        version,
+        server_id,
+        server_uuid: match flavor {
+            Flavor::Mariadb => None,
+            Flavor::Mysql => Some(parse::<ServerUuid>("server_uuid", value("server_uuid"))?),
+        },
+        uptime_seconds: number(&variables, "uptime")?,
+        read_only,
+        takes_writes: !is_on(value("read_only")),
+        transactions,
+        replication,
+        semi_sync: semi_sync(flavor, &variables)?,
+        event_scheduler: is_on(value("event_scheduler")),
+        preflight: None,
+        variables,
+    })
 }
 
 /// Settings and counters in one map, by their names in lower case.
-fn variables(settings: &[Row], counters: &[Row]) -> BTreeMap<String, String> {
+fn variables<'a>(
+    flavor: Flavor,
+    settings: &[Row],
+    found: impl Iterator<Item = &'a Row>,
+) -> BTreeMap<String, String> {
+    let wanted: BTreeSet<&str> = counters(flavor).collect();
+    let text = |value: Option<&str>| value.unwrap_or_default().to_owned();
     let settings = settings.iter().flat_map(Row::columns);
-    let counters = counters
-        .iter()
-        .filter_map(|row| Some((row.value(0)?, row.value(1))));
+    let settings = settings.map(|(name, value)| (name.to_ascii_lowercase(), text(value)));
+    let counters = found.filter_map(|row| Some((row.value(0)?.to_ascii_lowercase(), text(row.value(1)))));
     settings
-        .chain(counters)
-        .map(|(name, value)| (name.to_ascii_lowercase(), value.unwrap_or_default().to_owned()))
+        .chain(counters.filter(|(name, _)| wanted.contains(name.as_str())))
         .collect()
 }
 

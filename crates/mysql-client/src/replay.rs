@@ -1,6 +1,7 @@
 //! What a server is told before and after it replays history from a [`replication_server`](crate::replication_server).
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use topology::{Address, Flavor};
 
@@ -9,7 +10,9 @@ use crate::credentials::Login;
 use crate::error::Error;
 use crate::observe::{channel, replication};
 use crate::server::Server;
-use crate::statements::{REPLICATION_STATUS, literal};
+use crate::statements::{
+    APPLIER_STATE, REPLICATION_STATUS, SOURCE_SSL_CA, SOURCE_SSL_VERIFY, TRUST_NO_SOURCE, literal,
+};
 
 /// Settings of a server by name, each as `SET GLOBAL` takes it: numbers.
 pub type Settings = BTreeMap<String, String>;
@@ -31,6 +34,8 @@ pub struct ReplayState {
     pub applier_error: String,
     /// What its relay logs take, in bytes.
     pub relay_log_bytes: u64,
+    /// Whether the applier has read everything that was received and waits for more.
+    pub applier_waits: bool,
 }
 
 /// What becomes of the commits of a replay.
@@ -92,10 +97,38 @@ fn appliers(flavor: Flavor, durability: Durability, processors: u32) -> (&'stati
 }
 
 impl Server {
-    /// Tells the server to follow `source`, which offers no TLS, and starts nothing: for a source on this machine's
-    /// loopback whose password was made up for this one purpose. Else as [`point_at`](Self::point_at).
-    pub async fn point_at_replay(&mut self, source: &Address, login: &Login) -> Result<(), Error> {
-        self.point(source, login, "0").await
+    /// Tells the server to follow `source`, which must prove by TLS that it has the certificate in `certificate_file`,
+    /// and starts nothing. The server's user must be able to read the file when it connects. Else as
+    /// [`point_at`](Self::point_at).
+    pub async fn point_at_replay(
+        &mut self,
+        source: &Address,
+        login: &Login,
+        certificate_file: &Path,
+    ) -> Result<(), Error> {
+        let flavor = self.flavor;
+        let tls = format!(
+            "1, {} = {}, {} = 1",
+            SOURCE_SSL_CA.of(flavor),
+            literal(&certificate_file.to_string_lossy()),
+            SOURCE_SSL_VERIFY.of(flavor),
+        );
+        self.point(source, login, &tls).await
+    }
+
+    /// Makes the server follow nobody, and forget whom it trusted in
+    /// [`point_at_replay`](Self::point_at_replay). Both threads are stopped.
+    pub async fn forget_replay(&mut self) -> Result<(), Error> {
+        self.execute(TRUST_NO_SOURCE.of(self.flavor)).await?;
+        self.forget_source().await
+    }
+
+    /// Of how many bytes a relay log file becomes before the next one begins.
+    pub async fn relay_log_file_bytes(&mut self) -> Result<u64, Error> {
+        let sql = "SELECT IF(@@global.max_relay_log_size > 0, @@global.max_relay_log_size, @@global.max_binlog_size)";
+        let text = self.query_value(sql).await?.unwrap_or_default();
+        text.parse()
+            .map_err(|_| Error::Unexpected(format!("a relay log file has at most `{text}` bytes")))
     }
 
     /// The values of those settings of `names` that this server has.
@@ -156,6 +189,9 @@ impl Server {
             receiver_error: status.receiver_error,
             applier_error: status.applier_error,
             relay_log_bytes: row.number("Relay_Log_Space")?,
+            applier_waits: row
+                .get(APPLIER_STATE.of(flavor))
+                .is_some_and(|state| state.contains("has read all relay log")),
         }))
     }
 

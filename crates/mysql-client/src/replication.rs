@@ -13,15 +13,17 @@ use topology::gtid::{GtidPosition, MariadbGtid, Transactions};
 use topology::observation::{Receiver, Replication};
 use topology::{Address, Flavor};
 
+use crate::connection::Row;
 use crate::credentials::Login;
-use crate::error::Error;
+use crate::error::{Error, code};
 use crate::observe::{channel, replication};
 use crate::server::Server;
 use crate::statements::{
     CHANGE_RECEIVER, CHANGE_SOURCE, FORGET_SOURCE, REPLICATION_STATUS, ROTATE_RELAY_LOG,
-    SELECT_TRANSACTIONS_AT_HAND, SOURCE_HOST, SOURCE_PASSWORD, SOURCE_PORT, SOURCE_SSL, SOURCE_USER,
-    START_APPLIER, START_RECEIVER, START_REPLICATION, STATUS_APPLIED, STATUS_FILE_APPLIED, STATUS_FILE_READ,
-    STATUS_READ, STATUS_RECEIVED, STOP_APPLIER, STOP_RECEIVER, STOP_REPLICATION, Statement, literal,
+    SELECT_TRANSACTIONS_AT_HAND, SOURCE_HOST, SOURCE_PASSWORD, SOURCE_PORT, SOURCE_SSL, SOURCE_SSL_CA,
+    SOURCE_SSL_VERIFY, SOURCE_USER, START_APPLIER, START_RECEIVER, START_REPLICATION, STATUS_APPLIED,
+    STATUS_FILE_APPLIED, STATUS_FILE_READ, STATUS_READ, STATUS_RECEIVED, STOP_APPLIER, STOP_RECEIVER,
+    STOP_REPLICATION, Statement, literal,
 };
 
 /// The longest single wait inside the server, so that a wait notices a stopped applier soon after.
@@ -81,11 +83,19 @@ impl Server {
         Ok(self.query_value(sql).await?.is_some())
     }
 
+    /// Whether the applier has finished all that the receiver wrote, up to the last event: then nothing of a transaction
+    /// is left. MySQL's applier may take some tenths of a second to say so.
+    pub async fn has_finished_what_it_read(&mut self) -> Result<bool, Error> {
+        let flavor = self.flavor;
+        let rows = self.query(REPLICATION_STATUS.of(flavor)).await?;
+        Ok(channel(&rows).is_none_or(|row| is_at_what_it_read(flavor, row)))
+    }
+
     /// Tells the server whom to follow, and starts nothing. Both threads are stopped, and nothing that was
     /// received is still to be applied: it would be thrown away.
     pub async fn point_at(&mut self, source: &Address, login: &Login) -> Result<(), Error> {
-        let ssl = self.source_tls();
-        self.point(source, login, ssl).await
+        let tls = self.source_tls();
+        self.point(source, login, &tls).await
     }
 
     /// Whether a replica can be told to receive from another server while it applies: see
@@ -102,23 +112,25 @@ impl Server {
     /// Among others [`Error::Server`] when the family cannot
     /// ([`receives_from_another_while_applying`](Self::receives_from_another_while_applying)).
     pub async fn receive_from(&mut self, source: &Address, login: &Login) -> Result<(), Error> {
-        let ssl = self.source_tls();
-        self.change_source(CHANGE_RECEIVER, source, login, ssl).await
+        let tls = self.source_tls();
+        self.change_source(CHANGE_RECEIVER, source, login, &tls).await
     }
 
-    /// Whether replication uses TLS.
-    fn source_tls(&self) -> &'static str {
-        match self.flavor {
+    /// Whether replication uses TLS, and that any certificate will do: a replay that was cut short leaves behind whom it
+    /// trusted.
+    fn source_tls(&self) -> String {
+        let on = match self.flavor {
             // A MariaDB replica with this on uses TLS when the source offers it, and else does without.
-            Flavor::Mariadb => "1, MASTER_SSL_VERIFY_SERVER_CERT = 0",
+            Flavor::Mariadb => 1,
             // A MySQL replica with this on insists on it. The servers of a cluster are set up alike.
-            Flavor::Mysql if self.connection.encrypted() => "1",
-            Flavor::Mysql => "0",
-        }
+            Flavor::Mysql => u8::from(self.connection.encrypted()),
+        };
+        let (authority, verify) = (SOURCE_SSL_CA.of(self.flavor), SOURCE_SSL_VERIFY.of(self.flavor));
+        format!("{on}, {authority} = '', {verify} = 0")
     }
 
-    pub(crate) async fn point(&mut self, source: &Address, login: &Login, ssl: &str) -> Result<(), Error> {
-        self.change_source(CHANGE_SOURCE, source, login, ssl).await
+    pub(crate) async fn point(&mut self, source: &Address, login: &Login, tls: &str) -> Result<(), Error> {
+        self.change_source(CHANGE_SOURCE, source, login, tls).await
     }
 
     async fn change_source(
@@ -126,12 +138,12 @@ impl Server {
         statement: Statement,
         source: &Address,
         login: &Login,
-        ssl: &str,
+        tls: &str,
     ) -> Result<(), Error> {
         let flavor = self.flavor;
         let password = literal(login.password.expose());
         let sql = format!(
-            "{}{} = {}, {} = {}, {} = {}, {} = {password}, {} = {ssl}",
+            "{}{} = {}, {} = {}, {} = {}, {} = {password}, {} = {tls}",
             statement.of(flavor),
             SOURCE_HOST.of(flavor),
             literal(source.host()),
@@ -217,11 +229,7 @@ impl Server {
         let received = row.get(STATUS_RECEIVED.of(flavor)).unwrap_or_default();
         let drained = match flavor {
             Flavor::Mysql => self.has_executed(received).await?,
-            Flavor::Mariadb if received.is_empty() => {
-                let at = |file, position| (row.get(file), row.get(position));
-                at(STATUS_FILE_READ.of(flavor), STATUS_READ.of(flavor))
-                    == at(STATUS_FILE_APPLIED.of(flavor), STATUS_APPLIED.of(flavor))
-            }
+            Flavor::Mariadb if received.is_empty() => is_at_what_it_read(flavor, row),
             Flavor::Mariadb => {
                 let [applied] = self.settings(["gtid_slave_pos"]).await?;
                 reaches(&position(&applied)?, &position(received)?)
@@ -260,18 +268,42 @@ impl Server {
             .is_none_or(|status| status.receiver == Receiver::Stopped && !status.applier_running))
     }
 
-    /// Brings `gtid_slave_pos` up to the end of the own binlog, in every domain where it is behind it.
+    /// Brings `gtid_slave_pos` up to the end of the own binlog, in every domain where it is behind it. Where writes go
+    /// on that end has moved before it is told, and MariaDB refuses what is behind it: so it is told by the server
+    /// itself if it can be, and else once more.
     async fn seed_slave_position(&mut self) -> Result<(), Error> {
-        let [slave, binlog] = self.settings(["gtid_slave_pos", "gtid_binlog_pos"]).await?;
-        let slave: GtidPosition = position(&slave)?;
-        let binlog: GtidPosition = position(&binlog)?;
-        let seeded = newest(slave.iter().chain(binlog.iter()));
-        if seeded != newest(slave.iter()) {
-            let sql = format!("SET GLOBAL gtid_slave_pos = {}", literal(&seeded));
-            self.execute(&sql).await?;
+        let began = Instant::now();
+        loop {
+            let [slave, binlog] = self.settings(["gtid_slave_pos", "gtid_binlog_pos"]).await?;
+            let slave: GtidPosition = position(&slave)?;
+            let binlog: GtidPosition = position(&binlog)?;
+            let seeded = newest(slave.iter().chain(binlog.iter()));
+            if seeded == newest(slave.iter()) {
+                return Ok(());
+            }
+            let value = if seeded == newest(binlog.iter()) {
+                "@@global.gtid_binlog_pos".to_owned()
+            } else {
+                literal(&seeded)
+            };
+            match self
+                .execute(&format!("SET GLOBAL gtid_slave_pos = {value}"))
+                .await
+            {
+                Err(Error::Server {
+                    code: code::BINLOG_IS_BEYOND,
+                    ..
+                }) if began.elapsed() < self.deadline => {}
+                result => return result,
+            }
         }
-        Ok(())
     }
+}
+
+/// Whether the applier is where the receiver is, in the source's binlog.
+fn is_at_what_it_read(flavor: Flavor, row: &Row) -> bool {
+    let at = |file: Statement, position: Statement| (row.get(file.of(flavor)), row.get(position.of(flavor)));
+    at(STATUS_FILE_READ, STATUS_READ) == at(STATUS_FILE_APPLIED, STATUS_APPLIED)
 }
 
 /// A position or binlog state, from the server's own notation.

@@ -121,6 +121,15 @@ impl Server {
         self.query(sql).await.map(|_| ())
     }
 
+    /// Makes the server close its error log and its slow log and open files of those names anew: they may have been
+    /// moved away. Nothing of it is in the binlog.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub async fn reopen_logs(&mut self) -> Result<(), Error> {
+        self.execute("FLUSH LOCAL ERROR LOGS, SLOW LOGS").await
+    }
+
     /// The rows of one statement. The statement appears in errors: it must carry no secret.
     ///
     /// # Errors

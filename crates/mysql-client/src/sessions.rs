@@ -42,6 +42,15 @@ impl fmt::Debug for Session {
     }
 }
 
+impl Session {
+    /// Whether it waits for the lock on MySQL's accounts: every login needs it, and whoever changes accounts holds it
+    /// until the change is committed. MariaDB's logins wait for no commit.
+    #[must_use]
+    pub fn waits_for_accounts(&self) -> bool {
+        self.state == "Waiting for acl cache lock"
+    }
+}
+
 /// What sort of session it is, as far as it matters to who may be ended when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionKind {

@@ -72,6 +72,15 @@ statements! {
     SOURCE_USER:         "MASTER_USER"                           | "SOURCE_USER";
     SOURCE_PASSWORD:     "MASTER_PASSWORD"                       | "SOURCE_PASSWORD";
     SOURCE_SSL:          "MASTER_SSL"                            | "SOURCE_SSL";
+    SOURCE_SSL_CA:       "MASTER_SSL_CA"                         | "SOURCE_SSL_CA";
+    SOURCE_SSL_VERIFY:   "MASTER_SSL_VERIFY_SERVER_CERT"         | "SOURCE_SSL_VERIFY_SERVER_CERT";
+    // MariaDB remembers these when it forgets its source.
+    TRUST_NO_SOURCE:     "CHANGE MASTER TO \
+                          MASTER_SSL_CA = '', \
+                          MASTER_SSL_VERIFY_SERVER_CERT = 0"     | "CHANGE REPLICATION SOURCE TO \
+                                                                    SOURCE_SSL_CA = '', \
+                                                                    SOURCE_SSL_VERIFY_SERVER_CERT = 0";
+    APPLIER_STATE:       "Slave_SQL_Running_State"               | "Replica_SQL_Running_State";
 
     // Columns of the replication status; those that are alike stand where they are read.
     STATUS_HOST:         "Master_Host"                           | "Source_Host";
@@ -110,10 +119,18 @@ statements! {
                                                                     rpl_semi_sync_source_wait_point = AFTER_SYNC, \
                                                                     rpl_semi_sync_source_enabled = ON";
 
+    // Off amid writes. MariaDB is told when commits are held back; MySQL looks itself whether one waits.
+    SEMI_SYNC_SOURCE_OFF_AMID_WRITES: "SET GLOBAL rpl_semi_sync_master_enabled = OFF" | "SET GLOBAL \
+                          rpl_semi_sync_source_enabled = ( \
+                            SELECT variable_value <> '0' \
+                            FROM performance_schema.global_status \
+                            WHERE variable_name = \
+                              'Rpl_semi_sync_source_wait_sessions')";
+
     // The gate for writes. MySQL's `super_read_only` switches `read_only` on with it, not off.
     READ_ONLY_ON:        "SET GLOBAL read_only = ON"             | "SET GLOBAL super_read_only = ON";
     READ_ONLY_OFF:       "SET GLOBAL read_only = OFF"            | "SET GLOBAL super_read_only = OFF, read_only = OFF";
-    READ_ONLY:           "SELECT @@global.read_only"             | "SELECT @@global.read_only AND @@global.super_read_only";
+    READ_ONLY:           "SELECT @@global.read_only"             | "SELECT @@global.read_only, @@global.super_read_only";
 
     // Scheduled events on a replica.
     EVENT_ON_REPLICA:    "DISABLE ON SLAVE"                      | "DISABLE ON REPLICA";
@@ -126,7 +143,17 @@ statements! {
                           rpl_semi_sync_master_timeout \
                           rpl_semi_sync_master_wait_point \
                           rpl_semi_sync_master_wait_no_slave \
-                          rpl_semi_sync_slave_enabled"           | "super_read_only server_uuid offline_mode \
+                          rpl_semi_sync_slave_enabled \
+                          slave_exec_mode slave_skip_errors \
+                          slave_type_conversions \
+                          replicate_do_db replicate_ignore_db \
+                          replicate_do_table \
+                          replicate_ignore_table \
+                          replicate_wild_do_table \
+                          replicate_wild_ignore_table"           | "super_read_only server_uuid offline_mode \
+                                                                    binlog_error_action replica_exec_mode \
+                                                                    replica_skip_errors replica_type_conversions \
+                                                                    replica_preserve_commit_order \
                                                                     log_replica_updates skip_replica_start \
                                                                     gtid_mode enforce_gtid_consistency gtid_purged \
                                                                     rpl_semi_sync_source_enabled \
@@ -159,7 +186,10 @@ pub(crate) const COMMON_VARIABLES: &[&str] = &[
     "sync_relay_log",
     "relay_log_recovery",
     "binlog_format",
+    "binlog_row_image",
+    "binlog_checksum",
     "innodb_doublewrite",
+    "innodb_force_recovery",
     "innodb_flush_log_at_trx_commit",
     "binlog_expire_logs_seconds",
 ];
@@ -201,15 +231,60 @@ pub(crate) fn select_variables(flavor: Flavor) -> String {
     format!("SELECT {}", columns.join(", "))
 }
 
-/// `SHOW GLOBAL STATUS` of every counter that an observation carries.
-pub(crate) fn show_counters(flavor: Flavor) -> String {
-    let names: Vec<String> = COMMON_COUNTERS
+/// The counters that decisions need: what an observation always carries.
+fn deciding_counters(flavor: Flavor) -> impl Iterator<Item = &'static str> {
+    std::iter::once("uptime").chain(OWN_COUNTERS.of(flavor).split_whitespace())
+}
+
+/// The names of all counters that an observation may carry, in lower case.
+pub(crate) fn counters(flavor: Flavor) -> impl Iterator<Item = &'static str> {
+    COMMON_COUNTERS
         .iter()
         .copied()
         .chain(OWN_COUNTERS.of(flavor).split_whitespace())
-        .map(|name| format!("'{name}'"))
-        .collect();
-    format!("SHOW GLOBAL STATUS WHERE Variable_name IN ({})", names.join(", "))
+}
+
+/// What of [`deciding_counters`] MariaDB is asked for, as patterns.
+const DECIDING_PATTERNS: &[&str] = &["uptime", "rpl\\_semi\\_sync\\_%"];
+
+/// The same for the rest of [`counters`].
+const SHOWN_PATTERNS: &[&str] = &[
+    "threads\\_%",
+    "%connections",
+    "aborted\\_%",
+    "bytes\\_%",
+    "%queries",
+    "questions",
+    "com\\_%",
+    "innodb\\_%",
+];
+
+/// `SHOW GLOBAL STATUS` of the counters that decisions need, or also of those that are only shown; on MariaDB of others
+/// too.
+///
+/// MariaDB computes every counter before it looks at a condition, also those of accounts, which nobody can read while a
+/// change of accounts waits for its acknowledgement. A pattern is looked at before, and there can be one in a statement,
+/// which takes some tenths of a millisecond.
+pub(crate) fn show_counters(flavor: Flavor, shown_too: bool) -> Vec<String> {
+    match flavor {
+        Flavor::Mariadb => DECIDING_PATTERNS
+            .iter()
+            .chain(SHOWN_PATTERNS.iter().filter(|_| shown_too))
+            .map(|pattern| format!("SHOW GLOBAL STATUS LIKE '{pattern}'"))
+            .collect(),
+        Flavor::Mysql => {
+            let quoted = |name| format!("'{name}'");
+            let names: Vec<String> = if shown_too {
+                counters(flavor).map(quoted).collect()
+            } else {
+                deciding_counters(flavor).map(quoted).collect()
+            };
+            vec![format!(
+                "SHOW GLOBAL STATUS WHERE Variable_name IN ({})",
+                names.join(", ")
+            )]
+        }
+    }
 }
 
 /// `text` as a string literal. The session's `sql_mode` is set at connection so that a backslash escapes.
@@ -239,6 +314,28 @@ mod tests {
             ] {
                 assert!(!words.contains(removed), "{name}: {words}");
             }
+        }
+    }
+
+    #[test]
+    fn mariadb_is_asked_for_every_counter_that_an_observation_carries() {
+        let fits = |name: &str, pattern: &str| {
+            let pattern = pattern.replace('\\', "");
+            match (pattern.strip_suffix('%'), pattern.strip_prefix('%')) {
+                (Some(begin), _) => name.starts_with(begin),
+                (_, Some(end)) => name.ends_with(end),
+                _ => name == pattern,
+            }
+        };
+        let fit = |name: &str, patterns: &[&str]| patterns.iter().any(|pattern| fits(name, pattern));
+        for name in deciding_counters(Flavor::Mariadb) {
+            assert!(fit(name, DECIDING_PATTERNS), "{name}");
+        }
+        for name in counters(Flavor::Mariadb) {
+            assert!(
+                fit(name, DECIDING_PATTERNS) || fit(name, SHOWN_PATTERNS),
+                "{name}"
+            );
         }
     }
 

@@ -9,9 +9,12 @@ use topology::{InstanceId, Role};
 
 pub(crate) use backup::{
     ArchiveForm, Backup, BackupCommand, BackupList, CancelWork, Fetch, FetchCommand, FullBackup,
-    IncrementalBackup, PruneBackups, Restore, RestoreCommand, RestoreFull, RestoreIncremental, ScaleOut,
-    ScaleOutFrom, SearchBackup, ShowBackup, VerifyBackup, Waiting, WorkOptions,
+    IncrementalBackup, Listing, PruneBackups, Restore, RestoreCommand, RestoreFull, RestoreIncremental,
+    ScaleOut, ScaleOutFrom, SearchBackup, ShowBackup, VerifyBackup, Waiting, WorkOptions,
 };
+
+/// Where the configuration of a machine's instance is looked for.
+const INSTANCE_FILE: &str = "/etc/mysql-service/instance.toml";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -170,6 +173,14 @@ pub(crate) struct Doctor {
     /// The secret file with the password of `dba` [default: that of the `up` cluster, else the environment]
     #[arg(long, value_name = "FILE")]
     pub(crate) secret_file: Option<PathBuf>,
+    /// The configuration of this machine's instance, which is looked at where it is found
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        default_value = INSTANCE_FILE
+    )]
+    pub(crate) config: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -185,7 +196,7 @@ pub(crate) struct RoleQuestion {
         short,
         long,
         value_name = "FILE",
-        default_value = "/etc/mysql-service/instance.toml"
+        default_value = INSTANCE_FILE
     )]
     pub(crate) config: PathBuf,
     #[command(flatten)]

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use instance::binaries::BinariesError;
 use instance::configuration_file::ExtraSettingsError;
 use instance::version::VersionRefusal;
-use instance::{SecretsMisfit, UnclearDirectory, WishesError};
+use instance::{SecretsMisfit, UnclearDirectory, UserRefusal, WishesError};
 use mysql_client::credentials::SecretError;
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
@@ -205,6 +205,7 @@ fn is_configuration(error: &anyhow::Error) -> bool {
         || error.downcast_ref::<SecretsMisfit>().is_some()
         || error.downcast_ref::<VersionRefusal>().is_some()
         || error.downcast_ref::<WishesError>().is_some()
+        || error.downcast_ref::<UserRefusal>().is_some()
         || error.downcast_ref::<BinariesError>().is_some()
         || error.downcast_ref::<UnclearDirectory>().is_some()
         || error.downcast_ref::<ExtraSettingsError>().is_some()

@@ -35,6 +35,9 @@ use crate::settings::{Settings, Wanted};
 /// How often a condition of the cluster is looked at: the time to OK is told in seconds.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
+/// How long a problem is looked at again in a cluster that is OK: four beats of the monitor.
+const SETTLING_LIMIT: Duration = Duration::from_secs(2);
+
 /// What one request to the monitor may take.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -188,6 +191,10 @@ impl Cluster {
                 all_ok && document.operation.is_none() && document.ackers.len() >= ackers
             })
             .await?;
+        let document = self.settled(document).await?;
+        for problem in &document.problems {
+            tell(&format!("problem: {problem}"));
+        }
         for instance in &document.instances {
             if instance.status == Status::Unregistered {
                 tell(&format!(
@@ -238,6 +245,21 @@ impl Cluster {
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
+    }
+
+    /// What is seen of several servers is of different moments: a Master may have been looked at before its replicas
+    /// were there. What is still a problem after a few looks is one.
+    async fn settled(&mut self, mut document: ClusterDocument) -> Result<ClusterDocument> {
+        let deadline = Instant::now() + SETTLING_LIMIT;
+        while !document.problems.is_empty() && Instant::now() < deadline {
+            tokio::time::sleep(POLL_INTERVAL).await;
+            self.check()?;
+            // A monitor that is busy for a moment has said that everything is OK.
+            if let Ok(newer) = self.client.cluster().await {
+                document = newer;
+            }
+        }
+        Ok(document)
     }
 
     /// Waits until the application can log in and read through a proxy.

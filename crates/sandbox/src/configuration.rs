@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use instance::user;
 use rustix::process::geteuid;
 use toml::{Table, Value};
 
-use crate::layout::Layout;
+use crate::layout::{INSTANCE_DIRECTORIES, Layout};
 use crate::settings::Settings;
 
 /// The database and the user that every `up` cluster has.
@@ -65,18 +66,10 @@ pub(crate) fn instance(
     );
     set("flavor", settings.flavor.to_string().into());
     set("secret_file", path(&layout.secret_file())?);
-    for (key, name) in [
-        ("data_directory", "data"),
-        ("binlog_directory", "binlog"),
-        ("relay_log_directory", "relay_log"),
-        ("backup_directory", "backup"),
-        ("backup_log_directory", "backup_log"),
-        ("slow_log_directory", "slow_log"),
-        ("run_directory", "run"),
-        ("extra_configuration_directory", "conf.d"),
-    ] {
-        set(key, path(&folder.join(name))?);
+    for name in INSTANCE_DIRECTORIES {
+        set(&format!("{name}_directory"), path(&folder.join(name))?);
     }
+    set("extra_configuration_directory", path(&folder.join("conf.d"))?);
     set("backup_store", backup_store(layout)?);
     if let Some(template) = template {
         set("template_directory", path(template)?);
@@ -206,10 +199,12 @@ fn path(path: &Path) -> Result<Value> {
 /// Whether the servers run as root: when we do and their own user could not reach their files.
 pub(crate) fn runs_as_root(layout: &Layout, settings: &Settings) -> bool {
     let folders = settings.instance_ids();
+    let default_user = user::find(user::DEFAULT_USER);
     geteuid().is_root()
-        && folders
-            .iter()
-            .any(|id| !is_open_to_others(&layout.instance_directory(id)))
+        && (!matches!(default_user, Ok(Some(_)))
+            || folders
+                .iter()
+                .any(|id| !is_open_to_others(&layout.instance_directory(id))))
 }
 
 /// Whether a user other than root, such as the server's own, can reach the folder.

@@ -19,7 +19,6 @@
 //!     conf.d/               *.cnf of the user, never written by us
 //! ```
 
-use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
@@ -76,10 +75,24 @@ pub enum LayoutError {
         /// Its format.
         format: u32,
     },
-    /// The file system refuses, or a file is not what it should be.
+    /// It cannot be opened or made, or what it holds cannot be read.
+    #[error("{0:#}")]
+    Unreadable(anyhow::Error),
+    /// It cannot be locked, or something else that may pass.
     #[error("{0:#}")]
     Other(#[from] anyhow::Error),
 }
+
+/// An instance's directories, by their names below its own; the keys of its configuration are these with `_directory` behind.
+pub const INSTANCE_DIRECTORIES: [&str; 7] = [
+    "data",
+    "binlog",
+    "relay_log",
+    "backup",
+    "backup_log",
+    "slow_log",
+    "run",
+];
 
 /// The paths in a cluster's directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,27 +140,36 @@ impl Layout {
     /// When it is somebody else's or its path is unfit.
     pub fn open(directory: &Path) -> Result<Self, LayoutError> {
         let absolute = std::path::absolute(directory)
-            .with_context(|| format!("`{}` is not a directory's name", directory.display()))?;
+            .with_context(|| format!("`{}` is not a directory's name", directory.display()))
+            .map_err(LayoutError::Unreadable)?;
         check_path(&absolute)?;
         let existed = absolute.exists();
-        std::fs::create_dir_all(&absolute).with_context(|| format!("cannot make {}", absolute.display()))?;
-        let directory = absolute
-            .canonicalize()
-            .with_context(|| format!("cannot find {}", absolute.display()))?;
+        let directory = made(&absolute).map_err(LayoutError::Unreadable)?;
         check_path(&directory)?;
         let layout = Self { directory };
-        if existed && !layout.settings_file().exists() && !layout.is_as_good_as_empty()? {
+        if existed
+            && !layout.settings_file().exists()
+            && !layout.is_as_good_as_empty().map_err(LayoutError::Unreadable)?
+        {
             return Err(LayoutError::NotOurs(layout.directory));
         }
         Ok(layout)
     }
 
+    /// Whether there is nothing but what an `up` leaves that did not get as far as its first file: an empty `lock`, and a
+    /// `log` of itself alone.
     fn is_as_good_as_empty(&self) -> Result<bool> {
-        let context = || format!("cannot read {}", self.directory.display());
-        for entry in std::fs::read_dir(&self.directory).with_context(context)? {
-            // What an `up` leaves that did not get as far as its first file.
-            let name = entry.with_context(context)?.file_name();
-            if name != OsStr::new("lock") && name != OsStr::new("log") {
+        let [lock, log] = ["lock", "log"].map(|name| self.directory.join(name));
+        for path in entries(&self.directory)? {
+            let found = path
+                .symlink_metadata()
+                .with_context(|| format!("cannot look at {}", path.display()))?;
+            let left_by_us = if path == log && found.is_dir() {
+                entries(&log)?.iter().all(|path| *path == self.log_file("up"))
+            } else {
+                path == lock && found.is_file() && found.len() == 0
+            };
+            if !left_by_us {
                 return Ok(false);
             }
         }
@@ -205,17 +227,20 @@ impl Layout {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => {
-                return Err(LayoutError::Other(
+                return Err(LayoutError::Unreadable(
                     anyhow::Error::new(error).context(format!("cannot read {}", file.display())),
                 ));
             }
         };
-        let malformed = || format!("{} is not what mysql-service writes", file.display());
-        let Format { format } = serde_json::from_slice(&text).with_context(malformed)?;
+        let malformed = |error: serde_json::Error| {
+            let context = format!("{} is not what mysql-service writes", file.display());
+            LayoutError::Unreadable(anyhow::Error::new(error).context(context))
+        };
+        let Format { format } = serde_json::from_slice(&text).map_err(malformed)?;
         if format > FORMAT {
             return Err(LayoutError::Newer { file, format });
         }
-        Ok(Some(serde_json::from_slice(&text).with_context(malformed)?))
+        Ok(Some(serde_json::from_slice(&text).map_err(malformed)?))
     }
 
     /// The settings of the directory: those it has, or at the first start those that are wanted (not stored yet).
@@ -373,6 +398,22 @@ impl Layout {
     pub fn socket(&self, id: &InstanceId) -> PathBuf {
         self.run_directory(id).join("mysqld.sock")
     }
+}
+
+/// Makes the directory if it is missing; its real path.
+fn made(directory: &Path) -> Result<PathBuf> {
+    std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    directory
+        .canonicalize()
+        .with_context(|| format!("cannot find {}", directory.display()))
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+    let context = || format!("cannot read {}", directory.display());
+    std::fs::read_dir(directory)
+        .with_context(context)?
+        .map(|entry| Ok(entry.with_context(context)?.path()))
+        .collect()
 }
 
 fn check_path(directory: &Path) -> Result<(), LayoutError> {

@@ -11,6 +11,7 @@
 //! | [`process`] | children that are always reaped, and processes that are known by id and start time |
 //! | [`remains`] | what an `up` has started, for the next one |
 //! | [`ports`] | ports that no other test on this machine takes meanwhile |
+//! | [`s3`] | a real S3 server, for tests of what is kept there |
 //! | [`template`] | initialised data directories to copy |
 
 pub mod cluster;
@@ -20,6 +21,7 @@ pub mod layout;
 pub mod ports;
 pub mod process;
 pub mod remains;
+pub mod s3;
 mod secrets;
 pub mod server;
 pub mod settings;

@@ -19,6 +19,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 use topology::{Address, Flavor, ServerId};
 
+use crate::layout::INSTANCE_DIRECTORIES;
 use crate::ports::PortRange;
 use crate::process::{Managed, last_lines};
 use crate::template;
@@ -28,9 +29,6 @@ const START_LIMIT: Duration = Duration::from_mins(1);
 const STOP_LIMIT: Duration = Duration::from_mins(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const DEADLINE: Duration = Duration::from_secs(10);
-
-/// Where templates are kept between tests.
-const TEMPLATES_VARIABLE: &str = "MYSQL_SERVICE_TEMPLATES";
 
 /// A running server. Dropped, it is killed; its directory is removed, unless the test is failing.
 #[derive(Debug)]
@@ -61,7 +59,7 @@ impl BareServer {
     pub async fn start_with(flavor: Flavor, settings: &str) -> Result<Self> {
         let binaries = Binaries::find(flavor.into(), None)?;
         let launcher = Launcher::direct();
-        let template = template::prepare(&binaries, &templates(), None, &launcher).await?;
+        let template = template::prepare(&binaries, &template::shared_folder(), None, &launcher).await?;
         let (secrets, _) = SecretFile::load_with(Some(&template.secret_file), |_| None)?;
         let ports = PortRange::take(2)?;
         let directory = TempDir::with_prefix("mysql-service-").context("cannot make a directory")?;
@@ -279,35 +277,17 @@ fn keep_note(directory: &Path, log: &Path) {
     );
 }
 
-/// Beside the build when cargo says where that is, so that they go with it; else among temporary files.
-pub(crate) fn templates() -> PathBuf {
-    std::env::var_os(TEMPLATES_VARIABLE).map_or_else(
-        || {
-            std::env::temp_dir().join(format!(
-                "mysql-service-templates-{}",
-                rustix::process::getuid().as_raw()
-            ))
-        },
-        PathBuf::from,
-    )
-}
-
 fn configuration(directory: &Path, port: u16, template: &Path) -> Result<InstanceConfig> {
-    let key = |name: &str| format!("{name}_directory = \"{}\"\n", directory.join(name).display());
+    let directories = INSTANCE_DIRECTORIES
+        .map(|name| format!("{name}_directory = \"{}\"\n", directory.join(name).display()));
     let text = format!(
         "id = \"server\"\naddress = \"127.0.0.1:{port}\"\nbind = \"127.0.0.1\"\nadmin_port = {}\n\
          agent_listen = \"127.0.0.1:1\"\nmemory = \"256M\"\ntemplate_directory = \"{}\"\n\
-         extra_configuration_directory = \"{}\"\n{}{}{}{}{}{}{}",
+         extra_configuration_directory = \"{}\"\n{}",
         port + 1,
         template.display(),
         directory.join("conf.d").display(),
-        key("data"),
-        key("binlog"),
-        key("relay_log"),
-        key("backup"),
-        key("backup_log"),
-        key("slow_log"),
-        key("run"),
+        directories.concat(),
     );
     InstanceConfig::parse(&text).context("cannot place a server")
 }

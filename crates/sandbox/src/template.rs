@@ -32,6 +32,19 @@ pub struct Template {
     pub secret_file: PathBuf,
 }
 
+/// Where tests keep their templates between runs, all of them together: in the folder that the environment names, else
+/// among temporary files.
+#[must_use]
+pub fn shared_folder() -> PathBuf {
+    std::env::var_os("MYSQL_SERVICE_TEMPLATES").map_or_else(
+        || {
+            let user = rustix::process::getuid().as_raw();
+            std::env::temp_dir().join(format!("mysql-service-templates-{user}"))
+        },
+        PathBuf::from,
+    )
+}
+
 /// The template for these binaries in `folder`, made if it is not there. Others who want it meanwhile wait.
 /// `secret_file` has the passwords of its users; without one they are made up.
 ///

@@ -123,7 +123,7 @@ pub(crate) fn shrink(
 
 /// Whether what an acker acknowledges is of no use: it has diverged, or its applier broke, and it could not become
 /// the master with it.
-fn is_broken(situation: &Situation<'_>, id: &InstanceId) -> bool {
+pub(crate) fn is_broken(situation: &Situation<'_>, id: &InstanceId) -> bool {
     let applier_error = situation
         .trusted(id)
         .and_then(|seen| seen.replication.as_ref())

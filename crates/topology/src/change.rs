@@ -52,6 +52,7 @@ impl Change {
             | Self::MayFollow { .. }
             | Self::SetLink { .. }
             | Self::Promote { .. }
+            | Self::AccountRemoved { .. }
             | Self::ApplicationCreated
             | Self::FirstStartBegun { .. }
             | Self::FirstStartOver { .. } => return None,
@@ -90,7 +91,9 @@ impl Change {
                 }
             }
             Self::Unregister { instance } => {
-                cluster.members.remove(instance);
+                if let Some(member) = cluster.members.remove(instance) {
+                    cluster.retired_accounts.insert(member.account);
+                }
                 for member in cluster.members.values_mut() {
                     member.fenced_at.remove(instance);
                 }
@@ -120,6 +123,9 @@ impl Change {
                 } else {
                     member.fenced_at.remove(at);
                 }
+            }
+            Self::AccountRemoved { account } => {
+                cluster.retired_accounts.remove(account);
             }
             Self::ApplicationCreated => cluster.application_created = true,
             Self::FirstStartBegun { at } => cluster.first_start = FirstStart::Begun { at: at.clone() },
@@ -318,5 +324,6 @@ mod tests {
             .unwrap();
         register("db-2", Role::Slave).apply(&mut cluster).unwrap();
         assert_eq!(cluster.members[&id("db-2")].account, AccountNumber(3));
+        assert_eq!(cluster.retired_accounts, [AccountNumber(2)].into());
     }
 }

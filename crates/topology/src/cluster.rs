@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::first_start::FirstStart;
 use crate::ids::{AccountNumber, ClusterId, Generation, Incarnation, InstanceId, ServerId, ServerUuid};
 
-/// The format of the stored state that this version writes. Older ones are read, newer ones refused.
-pub const STATE_FORMAT: u32 = 1;
+/// The format of the stored state that this version writes. Older ones are read, newer ones refused. It grows with every
+/// field: an older version would not keep what it does not know.
+pub const STATE_FORMAT: u32 = 2;
 
 /// The decided state of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +32,9 @@ pub struct Cluster {
     pub ackers: BTreeSet<InstanceId>,
     /// The number of the next replication account; numbers are never used twice.
     pub next_account: AccountNumber,
+    /// The accounts of who is not registered any more, which may still be at the master.
+    #[serde(default)]
+    pub retired_accounts: BTreeSet<AccountNumber>,
     /// Whether the application's database and user were made, once per cluster.
     pub application_created: bool,
     /// What the servers' environment asks for, once per cluster.
@@ -51,6 +55,7 @@ impl Cluster {
             members: BTreeMap::new(),
             ackers: BTreeSet::new(),
             next_account: AccountNumber(1),
+            retired_accounts: BTreeSet::new(),
             application_created: false,
             first_start: FirstStart::Wanted,
         }

@@ -131,6 +131,7 @@ mod tests {
                 incarnation: "00000000-0000-4000-8000-000000000002".parse().unwrap(),
                 state: ServerState::Running,
                 replaying: false,
+                left_out: Vec::new(),
                 detail: String::new(),
                 server_pid: None,
                 disk_free_bytes: 1,

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use crate::ackers;
 use crate::cluster::{Durability, Member, Role};
 use crate::first_start;
-use crate::ids::InstanceId;
+use crate::ids::{AccountNumber, InstanceId};
 use crate::observation::{Observation, Receiver};
 use crate::plan::{Change, Plan, Purpose, Step};
 use crate::situation::{Judgement, Situation, Source};
@@ -27,14 +27,15 @@ pub fn heal(situation: &Situation<'_>) -> Plan {
         let Led { joined, touched } = lead_replicas(situation, master, seen, &mut steps);
         let wanted = ackers::wanted(situation);
         let (releasing, released) = ackers::shrink(situation, &wanted, &touched);
-        if seen.read_only {
-            steps.extend(releasing);
-            steps.extend(resume_writes(situation, master, member, seen, &joined, &released));
-        } else {
+        if seen.takes_writes {
             steps.extend(tend_writable_master(
                 situation, master, member, seen, &joined, &released,
             ));
             steps.extend(releasing);
+            steps.extend(remove_retired_accounts(situation, master, &joined));
+        } else {
+            steps.extend(releasing);
+            steps.extend(resume_writes(situation, master, member, seen, &joined, &released));
         }
     }
     Plan::new(Purpose::Heal, steps)
@@ -236,7 +237,7 @@ fn begin_acknowledging(situation: &Situation<'_>, id: &InstanceId, master: &Inst
     steps
 }
 
-/// Makes a read-only master writable, if it is to be and nothing speaks against it.
+/// Makes a master that takes no writes writable, if it is to be and nothing speaks against it.
 pub(crate) fn resume_writes(
     situation: &Situation<'_>,
     master: &InstanceId,
@@ -357,6 +358,44 @@ fn tend_writable_master(
     }
     steps.extend(reverse_link(situation, master, member));
     steps
+}
+
+/// The accounts of who was unregistered go when the master can write that down: through the binlog, so with somebody who
+/// acknowledges. Unregistering ends no replication, so an account stays as long as a server is seen to use it, or may use
+/// it unseen: until that one is seen, or is taken out of the monitor's configuration.
+fn remove_retired_accounts(
+    situation: &Situation<'_>,
+    master: &InstanceId,
+    acknowledging: &BTreeSet<InstanceId>,
+) -> Vec<Step> {
+    let cluster = situation.cluster;
+    let waits_for_nobody = cluster.waits_for_acknowledgements() && acknowledging.is_empty();
+    if waits_for_nobody || situation.agent(master).is_none() {
+        return Vec::new();
+    }
+    let may_be_used = |account: &AccountNumber| {
+        situation.instances.keys().any(|id| {
+            situation.observation(id).is_none_or(|seen| {
+                let replication = seen.replication.as_ref();
+                replication.is_some_and(|replication| replication.user == account.user())
+            })
+        })
+    };
+    let unused = cluster
+        .retired_accounts
+        .iter()
+        .filter(|account| !may_be_used(account));
+    unused
+        .flat_map(|account| {
+            [
+                Step::RemoveReplicationAccount {
+                    at: master.clone(),
+                    account: *account,
+                },
+                record(Change::AccountRemoved { account: *account }),
+            ]
+        })
+        .collect()
 }
 
 /// Whether a commit waits although an acker is connected and has everything: it received that before it began

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::first_start::FirstStartReport;
-use crate::gtid::{Received, Transactions};
+use crate::gtid::{BinlogStart, Received, Transactions};
 use crate::ids::{Address, Incarnation, InstanceId, ServerId, ServerUuid};
 
 /// A point on the observer's monotonic clock: the time since it started. Never stored, never sent.
@@ -107,8 +107,11 @@ pub struct Observation {
     pub server_uuid: Option<ServerUuid>,
     /// Seconds since the server started.
     pub uptime_seconds: u64,
-    /// Whether ordinary users cannot write: `super_read_only` on MySQL, `read_only` on MariaDB.
+    /// Whether the server is closed: `read_only`, on MySQL with `super_read_only`.
     pub read_only: bool,
+    /// Whether ordinary users can write: `read_only` is off. MySQL with `read_only` alone is neither closed nor does
+    /// it take writes: whoever may switch it writes on.
+    pub takes_writes: bool,
     /// What the server has: executed and in its binlog.
     pub transactions: Transactions,
     /// Whom it follows, if it was told to follow anybody.
@@ -132,6 +135,8 @@ pub struct Preflight {
     pub prepared_xa_transactions: u32,
     /// What runs that a promotion must not run into, such as `backup` or `clone`, with a word about who.
     pub exclusive_work: Vec<String>,
+    /// How far back its binlogs reach; `None`: it was not asked, as a source whose commits wait is not, or has none.
+    pub binlogs_begin: Option<BinlogStart>,
 }
 
 /// The one replication channel of a server.
@@ -217,6 +222,8 @@ pub struct AgentReport {
     pub state: ServerState,
     /// Whether binlogs are replayed into it, or an interrupted replay was not tidied up yet.
     pub replaying: bool,
+    /// Transactions that a replay left out on purpose: its data is no longer the cluster's.
+    pub left_out: Vec<String>,
     /// A word about the state, such as the last exit.
     pub detail: String,
     /// The server's process, when it has one.
@@ -229,6 +236,14 @@ pub struct AgentReport {
     pub clock_ahead_milliseconds: i64,
     /// How far it is with what its environment asks for at a cluster's first start; `None`: with nothing.
     pub first_start: Option<FirstStartReport>,
+}
+
+impl AgentReport {
+    /// Whether less than so much of the file system is free.
+    #[must_use]
+    pub fn is_low_on_disk(&self, limit_percent: u64) -> bool {
+        u128::from(self.disk_free_bytes) * 100 < u128::from(self.disk_total_bytes) * u128::from(limit_percent)
+    }
 }
 
 /// What a database server process is doing, as its parent sees it.

@@ -64,6 +64,29 @@ pub(crate) fn replaying(situation: &Situation<'_>, id: &InstanceId) -> Option<Re
     })
 }
 
+/// The reason that an instance's data lacks, for good, what a cluster's other members have: what the Master left out, too,
+/// none of them needs. (Alone, as a Master, it may be what somebody wants: everybody else is made from it then.)
+pub(crate) fn left_out(situation: &Situation<'_>, id: &InstanceId) -> Option<Reason> {
+    let master = situation.cluster.master().filter(|master| *master != id);
+    let masters = master.and_then(|master| situation.agent(master));
+    let is_masters = |gtid: &String| masters.is_some_and(|agent| agent.left_out.contains(gtid));
+    let left_out = situation.agent(id)?.left_out.iter();
+    let left_out: Vec<&str> = left_out
+        .filter(|gtid| !is_masters(gtid))
+        .map(String::as_str)
+        .collect();
+    (!left_out.is_empty()).then(|| {
+        Reason::new(
+            "left_out",
+            format!(
+                "{} was left out when {id} was restored, so that its data is not the cluster's: restore it without \
+                 `--skip-gtid`, or make it the Master of a cluster of its own",
+                left_out.join(", ")
+            ),
+        )
+    })
+}
+
 /// Whom an instance follows, by name or else by address.
 pub(crate) fn whom(situation: &Situation<'_>, id: &InstanceId) -> String {
     match situation.source(id) {

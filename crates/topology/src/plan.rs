@@ -16,8 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::Role;
 use crate::ids::{AccountNumber, Incarnation, InstanceId, ServerId, ServerUuid};
 
-/// The format of stored plans. A stored plan of another format is undone, not continued.
-pub const PLAN_FORMAT: u32 = 3;
+/// The format of stored plans. A stored plan of another format is undone, not continued. It grows with every kind of step
+/// and every field.
+pub const PLAN_FORMAT: u32 = 4;
 
 /// What to do, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,7 +87,8 @@ pub enum Step {
     /// restarted since its writes were stopped fails the step, and is left to `heal`.
     AllowWrites { at: InstanceId },
     /// Switch the source side of semi-sync and read back that it is so. Off only at a moment in which no commit
-    /// waits, for which it is tried again a while: those that wait would be answered unacknowledged.
+    /// waits, which is made where it can be, and for which it is tried again a while: those that wait would be answered
+    /// unacknowledged.
     SetSemiSyncSource { at: InstanceId, on: bool },
 
     /// Wait until `at` has applied everything that `of` has, at most `limit_milliseconds`; then see that `of`,
@@ -160,6 +162,9 @@ pub enum Step {
 
     /// Make the replication account at the master, through the binlog, unless it is there. Asked of its agent.
     EnsureReplicationAccount { at: InstanceId, account: AccountNumber },
+    /// Remove the replication account at the master, through the binlog, if it is there, and end its connections.
+    /// Asked of its agent.
+    RemoveReplicationAccount { at: InstanceId, account: AccountNumber },
     /// Enable the scheduled events that [`Step::DisableEvents`] at `of` remembered (all that replication
     /// disabled when nothing is), with the binlog off, and switch the scheduler on. Asked of its agent. The
     /// server is writable: MySQL's `super_read_only` refuses it even with the binlog off.
@@ -223,6 +228,8 @@ pub enum Change {
         at: InstanceId,
         fenced: bool,
     },
+    /// The account of who is not registered any more is gone at the master.
+    AccountRemoved { account: AccountNumber },
     /// The application's database and user are there.
     ApplicationCreated,
     /// Recorded before the agent is asked to begin what its environment asks for.
@@ -368,6 +375,7 @@ impl Step {
             | Self::StopApplying { at }
             | Self::StartApplying { at }
             | Self::EnsureReplicationAccount { at, .. }
+            | Self::RemoveReplicationAccount { at, .. }
             | Self::EnableEvents { at, .. }
             | Self::DisableEvents { at }
             | Self::SetEventScheduler { at, .. }
@@ -433,6 +441,7 @@ impl Step {
             | Self::Follow { .. }
             | Self::UnlockAccount { .. }
             | Self::EnsureReplicationAccount { .. }
+            | Self::RemoveReplicationAccount { .. }
             | Self::EnableEvents { .. }
             | Self::FreeWaiters { .. }
             | Self::CreateApplication { .. }

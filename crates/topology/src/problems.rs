@@ -6,7 +6,7 @@ use crate::cluster::{Durability, Role};
 use crate::first_start;
 use crate::gtid::Transactions;
 use crate::ids::InstanceId;
-use crate::observation::{Observation, Receiver};
+use crate::observation::{Observation, Receiver, ServerState};
 use crate::operations::whom;
 use crate::settings::unsafe_settings;
 use crate::situation::{Judgement, Situation, Source};
@@ -247,14 +247,21 @@ fn of_agent(situation: &Situation<'_>, id: &InstanceId) -> Vec<String> {
             Vec::new()
         };
     };
-    let limit = u128::from(situation.policy.disk_free_limit_percent);
-    let low = u128::from(report.disk_free_bytes) * 100 < u128::from(report.disk_total_bytes) * limit;
-    if low {
-        vec![format!(
+    let mut problems = Vec::new();
+    // What is the matter with a server that cannot be reached stands in its status, unless its agent takes it to be well.
+    let runs = report.state == ServerState::Running
+        || report.state == ServerState::Starting && situation.unreachable(id).is_none();
+    let said = runs && !report.detail.is_empty();
+    if said {
+        problems.push(format!("the agent of {id} says: {}", report.detail));
+    }
+    let limit = situation.policy.disk_free_limit_percent;
+    // The agent has words of its own for it.
+    if report.is_low_on_disk(limit) && !(said && report.detail.contains("the disk of")) {
+        problems.push(format!(
             "{id} has {} MiB of disk left, less than {limit} %: make room",
             report.disk_free_bytes >> 20
-        )]
-    } else {
-        Vec::new()
+        ));
     }
+    problems
 }

@@ -83,7 +83,7 @@ fn master_backend(situation: &Situation<'_>, id: &InstanceId) -> Option<Backend>
     let usable = running
         && situation.now.since(*at) <= limit
         && !member.paused
-        && !seen.read_only
+        && seen.takes_writes
         && situation.foreign(id).is_none();
     usable.then(|| Backend {
         id: id.clone(),

@@ -224,6 +224,9 @@ impl Step {
             Self::EnsureReplicationAccount { at, account } => {
                 write!(formatter, "make {} at {at} unless it is there", account.user())
             }
+            Self::RemoveReplicationAccount { at, account } => {
+                write!(formatter, "remove {} at {at}: nobody uses it", account.user())
+            }
             Self::EnableEvents { at, of } if at == of => {
                 write!(formatter, "enable the scheduled events at {at} again")
             }
@@ -328,6 +331,7 @@ impl fmt::Display for Change {
             } => {
                 write!(formatter, "{instance} is not shut out at {at}")
             }
+            Self::AccountRemoved { account } => write!(formatter, "{} is gone", account.user()),
             Self::ApplicationCreated => write!(formatter, "the application's database and user are there"),
             Self::FirstStartBegun { at } => write!(
                 formatter,

@@ -28,7 +28,7 @@ impl UnsafeSetting {
     #[must_use]
     pub fn cure(&self) -> String {
         if self.dynamic {
-            format!("SET GLOBAL {} = {}", self.name, self.safe)
+            format!("SET GLOBAL {} = {}", self.name, quoted(self.safe))
         } else {
             "restart the server".to_owned()
         }
@@ -40,9 +40,16 @@ impl fmt::Display for UnsafeSetting {
         write!(
             formatter,
             "{} is {}, not {}: {}",
-            self.name, self.value, self.safe, self.reason
+            self.name,
+            quoted(&self.value),
+            quoted(self.safe),
+            self.reason
         )
     }
+}
+
+fn quoted(value: &str) -> &str {
+    if value.is_empty() { "''" } else { value }
 }
 
 struct Rule {
@@ -70,6 +77,14 @@ const fn fixed(name: &'static str, safe: &'static str, reason: &'static str) -> 
     }
 }
 
+/// Of a setting that lists something.
+const NOTHING: &str = "";
+
+const PASSED_OVER: &str =
+    "a replica that differs from its Master passes over it, and differs more from then on";
+const CUT_OFF: &str = "a replica with a smaller column cuts values off";
+const FILTERED: &str = "what is left out at a replica is gone when it becomes the Master";
+
 const COMMON: &[Rule] = &[
     fixed(
         "log_bin",
@@ -80,6 +95,16 @@ const COMMON: &[Rule] = &[
         "binlog_format",
         "ROW",
         "statements may do something else at a replica than here",
+    ),
+    dynamic(
+        "binlog_row_image",
+        "FULL",
+        "a row that was changed is not whole in the binlog: what is searched or replayed of it may be something else",
+    ),
+    dynamic(
+        "binlog_checksum",
+        "CRC32",
+        "an event that is damaged on its way is applied unnoticed",
     ),
     dynamic(
         "sync_binlog",
@@ -95,6 +120,11 @@ const COMMON: &[Rule] = &[
         "innodb_doublewrite",
         "ON",
         "a crash in the middle of writing a page leaves one that cannot be repaired",
+    ),
+    fixed(
+        "innodb_force_recovery",
+        "0",
+        "recovery is left out in part, and what is damaged is passed over",
     ),
     dynamic(
         "sync_relay_log",
@@ -119,6 +149,15 @@ const MARIADB: &[Rule] = &[
         "ON",
         "a server that has diverged goes on replicating unnoticed",
     ),
+    dynamic("slave_exec_mode", "STRICT", PASSED_OVER),
+    fixed("slave_skip_errors", "OFF", PASSED_OVER),
+    dynamic("slave_type_conversions", NOTHING, CUT_OFF),
+    dynamic("replicate_do_db", NOTHING, FILTERED),
+    dynamic("replicate_ignore_db", NOTHING, FILTERED),
+    dynamic("replicate_do_table", NOTHING, FILTERED),
+    dynamic("replicate_ignore_table", NOTHING, FILTERED),
+    dynamic("replicate_wild_do_table", NOTHING, FILTERED),
+    dynamic("replicate_wild_ignore_table", NOTHING, FILTERED),
     dynamic(
         "rpl_semi_sync_master_wait_point",
         "AFTER_SYNC",
@@ -156,6 +195,19 @@ const MYSQL: &[Rule] = &[
         "enforce_gtid_consistency",
         "ON",
         "statements that replicas cannot repeat exactly are let through",
+    ),
+    dynamic("replica_exec_mode", "STRICT", PASSED_OVER),
+    fixed("replica_skip_errors", "OFF", PASSED_OVER),
+    dynamic("replica_type_conversions", NOTHING, CUT_OFF),
+    dynamic(
+        "replica_preserve_commit_order",
+        "ON",
+        "a replica has transactions without those before them, and a crash leaves it so",
+    ),
+    dynamic(
+        "binlog_error_action",
+        "ABORT_SERVER",
+        "commits go on when the binlog cannot be written, and reach no replica",
     ),
     dynamic(
         "rpl_semi_sync_source_wait_point",
@@ -210,6 +262,8 @@ fn is_safe(value: &str, safe: &str) -> bool {
     match safe {
         "ON" => value.eq_ignore_ascii_case("ON") || value == "1",
         "OFF" => value.eq_ignore_ascii_case("OFF") || value == "0",
+        // A column that becomes larger loses nothing.
+        NOTHING => value.is_empty() || value == "ALL_NON_LOSSY",
         _ => value.eq_ignore_ascii_case(safe),
     }
 }
@@ -237,6 +291,7 @@ mod tests {
                     "1" => "0",
                     "ROW" => "STATEMENT",
                     "AFTER_SYNC" => "AFTER_COMMIT",
+                    "" => "ALL_LOSSY,ALL_NON_LOSSY",
                     _ => "10000",
                 };
                 one.insert(rule.name.to_owned(), other.to_owned());
@@ -244,7 +299,12 @@ mod tests {
                 assert_eq!(found.len(), 1, "{}", rule.name);
                 assert_eq!(
                     found[0].to_string(),
-                    format!("{} is {other}, not {}: {}", rule.name, rule.safe, rule.reason)
+                    format!(
+                        "{} is {other}, not {}: {}",
+                        rule.name,
+                        quoted(rule.safe),
+                        rule.reason
+                    )
                 );
             }
         }

@@ -50,7 +50,7 @@ pub struct Policy {
     pub acknowledge_limit_milliseconds: u64,
     /// An acker that is away for longer is replaced; a restart takes less.
     pub acker_absence_limit_seconds: u64,
-    /// Free space below this share of the file system is a problem.
+    /// Free space below this share of the file system is a problem, and nobody who has less becomes the master.
     pub disk_free_limit_percent: u64,
     /// Clocks that are further apart are a problem.
     pub clock_limit_milliseconds: u64,
@@ -73,7 +73,9 @@ impl Default for Policy {
             // reads and commits becomes idle half of the time.
             pace_milliseconds: 5,
             near_milliseconds: 5,
-            near_limit_milliseconds: 1_000,
+            // Under full load the slower of two ackers may be seconds behind even in receiving, and when the other is led
+            // away all commits wait for it.
+            near_limit_milliseconds: 3_000,
             catch_up_limit_milliseconds: 2_000,
             follow_limit_milliseconds: 10_000,
             acknowledge_limit_milliseconds: 10_000,

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ackers;
 use crate::cluster::{Durability, Member, Role};
 use crate::ids::InstanceId;
 use crate::observation::{Observation, Receiver, Replication, ServerState};
@@ -135,14 +136,14 @@ fn doing(state: ServerState) -> &'static str {
 }
 
 fn status_of_master(situation: &Situation<'_>, member: &Member, seen: &Observation) -> (Status, String) {
-    match (member.paused, seen.read_only) {
-        (true, true) => (
+    match (member.paused, seen.read_only, seen.takes_writes) {
+        (true, true, _) => (
             Status::Paused,
             "takes no writes since a person paused it".to_owned(),
         ),
-        (true, false) => (Status::Error, "is paused, but takes writes".to_owned()),
-        (false, false) => (Status::Ok, String::new()),
-        (false, true) => {
+        (true, false, _) => (Status::Error, "is paused, but takes writes".to_owned()),
+        (false, _, true) => (Status::Ok, String::new()),
+        (false, _, false) => {
             let objections = objections_to_writes(situation);
             let why = if objections.is_empty() {
                 "is about to take writes".to_owned()
@@ -285,14 +286,18 @@ fn health(situation: &Situation<'_>, instances: &BTreeMap<InstanceId, (Status, S
     let semi_sync = situation
         .trusted(master)
         .is_some_and(|seen| seen.semi_sync.source_enabled && seen.semi_sync.source_active);
-    let acknowledging: Vec<&InstanceId> = replicas
+    let (fit, unfit): (Vec<&InstanceId>, Vec<&InstanceId>) = replicas
         .iter()
         .copied()
         .filter(|id| situation.cluster.ackers.contains(*id) && situation.acknowledges(id))
-        .collect();
-    match (situation.cluster.durability, acknowledging.as_slice()) {
+        .partition(|id| !ackers::is_broken(situation, id));
+    match (situation.cluster.durability, fit.as_slice()) {
         (Durability::Async, _) => format!(
             "The cluster can lose {master} only with what it wrote last: nobody acknowledges commits (async)"
+        ),
+        (Durability::SemiSync, []) if !unfit.is_empty() => format!(
+            "The cluster is not protected: {} could not take the place of {master} with what it acknowledges",
+            joined_with(unfit.iter().map(|id| id.as_str()), " and ")
         ),
         (Durability::SemiSync, []) => {
             format!("The cluster is not protected: nobody acknowledges the commits of {master}")

@@ -3,8 +3,9 @@
 
 use crate::ackers::{WANTED, caught_up};
 use crate::cluster::{Durability, Member, Role};
+use crate::gtid::{BinlogStart, Lacks};
 use crate::ids::InstanceId;
-use crate::observation::{Observation, Receiver};
+use crate::observation::{Flavor, Observation, Receiver};
 use crate::operations::{agent_silent, errant, known, objections_to_following, replaying, unusable};
 use crate::plan::{Change, Plan, Purpose, Reason, Refusal, Step};
 use crate::situation::{Situation, Source};
@@ -105,7 +106,7 @@ fn objections_at_master(situation: &Situation<'_>, from: &InstanceId) -> Vec<Rea
             "master_paused",
             format!("the Master {from} is paused: resume it first"),
         ));
-    } else if seen.read_only {
+    } else if !seen.takes_writes {
         reasons.push(Reason::new(
             "master_not_writable",
             format!("the Master {from} takes no writes yet: `status` says why"),
@@ -163,24 +164,65 @@ fn objections_at_target(
         reasons.push(unusable(situation, to));
         return reasons;
     };
-    if situation.agent(to).is_none() {
-        reasons.push(agent_silent(to));
-    }
+    reasons.extend(objections_of_agent(situation, to));
     reasons.extend(objections_to_replication(situation, from, to, seen));
     reasons.extend(errant(situation, to));
     if let Some(master) = situation.trusted(from) {
         reasons.extend(objections_to_following(to, seen, from, master));
     }
-    match &seen.preflight {
-        None => reasons.push(not_looked(to)),
-        Some(preflight) => reasons.extend(preflight.exclusive_work.iter().map(|work| {
-            Reason::new(
-                "busy",
-                format!("{to} is busy with {work}: wait for its end or cancel it"),
-            )
-        })),
+    let Some(preflight) = &seen.preflight else {
+        reasons.push(not_looked(to));
+        return reasons;
+    };
+    reasons.extend(preflight.exclusive_work.iter().map(|work| {
+        Reason::new(
+            "busy",
+            format!("{to} is busy with {work}: wait for its end or cancel it"),
+        )
+    }));
+    if let Some(begin) = &preflight.binlogs_begin {
+        reasons.extend(too_late_for(situation, to, begin));
     }
     reasons
+}
+
+fn objections_of_agent(situation: &Situation<'_>, to: &InstanceId) -> Option<Reason> {
+    let Some(report) = situation.agent(to) else {
+        return Some(agent_silent(to));
+    };
+    let limit = situation.policy.disk_free_limit_percent;
+    report.is_low_on_disk(limit).then(|| {
+        Reason::new(
+            "disk",
+            format!(
+                "{to} has {} MiB of disk left, less than {limit} %: make room, or switch over to another",
+                report.disk_free_bytes >> 20
+            ),
+        )
+    })
+}
+
+/// Who could not follow `to`, whose binlogs begin too late. Paused replicas and those that are away are to follow later;
+/// of these what was seen last is what they have at least.
+fn too_late_for(situation: &Situation<'_>, to: &InstanceId, begin: &BinlogStart) -> Vec<Reason> {
+    situation
+        .replicas()
+        .filter(|(id, member)| *id != to && member.active && situation.foreign(id).is_none())
+        .filter_map(|(id, _)| {
+            let (_, seen) = situation.instances.get(id)?.last_seen.as_ref()?;
+            let received = seen.replication.as_ref().map(|replication| &replication.received);
+            match begin.lacked_by(&seen.transactions, received) {
+                Lacks::Nothing => None,
+                Lacks::These(what) | Lacks::Unknown(what) => Some(Reason::new(
+                    "binlogs",
+                    format!(
+                        "the binlogs of {to} do not reach back to what {id} lacks ({what}): let {id} catch up, or \
+                         detach it"
+                    ),
+                )),
+            }
+        })
+        .collect()
 }
 
 fn objections_to_replication(
@@ -331,8 +373,7 @@ fn steps(
         }
     }
     if Some(from) != acker {
-        // Not before the new master takes writes: MySQL needs a second for it.
-        steps.extend(end_waits(situation, from));
+        steps.extend(end_waits(situation, from).filter(|_| !ends_waits_first(situation, from, acker)));
         let joins = next.durability == Durability::SemiSync
             && (next.standby() == Some(from) || next.ackers.len() < WANTED)
             && !old.fenced_at.contains(to);
@@ -468,7 +509,11 @@ fn promotion(
     // Removing relay logs takes the better part of a stall. A link whose threads are stopped, with everything received
     // applied, does nothing until somebody starts them, and no server does so by itself. So it is removed later.
     let stop = |at: &InstanceId| Step::StopReplication { at: at.clone() };
-    let mut steps = vec![stop(to)];
+    let mut steps: Vec<Step> = end_waits(situation, from)
+        .filter(|_| ends_waits_first(situation, from, acker))
+        .into_iter()
+        .collect();
+    steps.push(stop(to));
     let mut later = vec![forget(to)];
     if situation.source(from) != Source::Nobody {
         steps.push(stop(from));
@@ -479,9 +524,6 @@ fn promotion(
         }
     }
     if let Some(acker) = acker {
-        if acker == from {
-            steps.extend(end_waits(situation, from));
-        }
         steps.push(Step::SetSemiSyncSource {
             at: to.clone(),
             on: true,
@@ -517,6 +559,14 @@ fn end_waits(situation: &Situation<'_>, from: &InstanceId) -> Option<Step> {
             at: from.clone(),
             on: false,
         })
+}
+
+/// Whether that is done while the new master still receives from the old one: where the old one is to follow before writes
+/// go on; and on MySQL, which sees at once that it has nobody to hear any more when the new master goes, and in up to a
+/// second when that one has gone.
+fn ends_waits_first(situation: &Situation<'_>, from: &InstanceId, acker: Option<&InstanceId>) -> bool {
+    let flavor = situation.trusted(from).map(|seen| seen.flavor);
+    acker == Some(from) || flavor == Some(Flavor::Mysql)
 }
 
 /// Whether a remaining replica is led to the new master by the plan. Paused ones and those out of reach follow

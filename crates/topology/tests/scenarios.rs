@@ -24,7 +24,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use topology::gtid::{Received, Transactions};
+use topology::gtid::{BinlogStart, Received, Transactions};
 use topology::observation::{
     AgentReport, Preflight, Receiver, Replication, SemiSync, ServerState, Unreachable,
 };
@@ -173,6 +173,7 @@ impl Story {
             server_uuid: mysql.then(|| uuid(number).parse().unwrap()),
             uptime_seconds: 500,
             read_only: true,
+            takes_writes: false,
             transactions: self.transactions(if mysql { "1:1-50" } else { "0-101-50" }),
             replication: None,
             semi_sync: SemiSync::default(),
@@ -188,6 +189,7 @@ impl Story {
             incarnation: format!("00000000-0000-4000-9000-{number:012}").parse().unwrap(),
             state: ServerState::Running,
             replaying: false,
+            left_out: Vec::new(),
             detail: String::new(),
             server_pid: Some(4000),
             disk_free_bytes: 50 << 30,
@@ -249,11 +251,12 @@ impl Story {
         }
     }
 
-    /// `writable`, `read-only`, `gtid=…`, `earlier=…` (the look before), `follows=ID|ADDRESS|nobody`,
-    /// `receiver=running|connecting|stopped`, `applier=on|off`, `lag=SECONDS|unknown`, `acknowledges=yes|no|switched`,
+    /// `writable`, `read-only`, `half-open` (MySQL's `read_only` alone), `gtid=…`, `earlier=…` (the look before), `follows=ID|ADDRESS|nobody`,
+    /// `receiver=running|connecting|stopped`, `received=…`, `applier=on|off`, `lag=SECONDS|unknown`, `acknowledges=yes|no|switched`,
     /// `source=on|off`, `clients=N`, `waiting=N`, `scheduler=on|off`, `version=…`, `flavor=…`, `id=…` (server id),
-    /// `uptime=SECONDS`, `transaction=SECONDS`, `xa=N`, `busy=WORD`, `hasty` (no thorough look), `overlapping` (this
-    /// look began before the others ended), `agent=replaying|silent|never|other|crashed`, `disk=PERCENT`,
+    /// `uptime=SECONDS`, `transaction=SECONDS`, `xa=N`, `busy=WORD`, `binlogs=…` (what was logged before the oldest),
+    /// `hasty` (no thorough look), `overlapping` (this look began before the others ended), `agent=replaying|left-out|
+    /// left-out-unknown|silent|never|other|crashed|full|misfit`, `disk=PERCENT`,
     /// `clock=MILLISECONDS`, `gone` (unreachable), and last in a line `error=…` of the applier, `receiving-error=…`.
     fn see(&mut self, id: &str, words: &[&str]) {
         for (position, word) in words.iter().enumerate() {
@@ -270,7 +273,9 @@ impl Story {
                     self.see_look(id, key, value);
                     continue;
                 }
-                "follows" | "receiver" | "applier" | "lag" => self.see_replication(id, key, value),
+                "follows" | "receiver" | "received" | "applier" | "lag" => {
+                    self.see_replication(id, key, value);
+                }
                 _ => self.see_server(id, key, value),
             }
             if matches!(key, "error" | "receiving-error") {
@@ -296,8 +301,9 @@ impl Story {
         let transactions = (key == "gtid").then(|| self.transactions(value));
         let seen = self.seen(id);
         match key {
-            "writable" => seen.read_only = false,
-            "read-only" => seen.read_only = true,
+            "writable" => (seen.read_only, seen.takes_writes) = (false, true),
+            "read-only" => (seen.read_only, seen.takes_writes) = (true, false),
+            "half-open" => (seen.read_only, seen.takes_writes) = (false, false),
             "gtid" => seen.transactions = transactions.unwrap(),
             "acknowledges" => {
                 seen.semi_sync.replica_enabled = value != "no";
@@ -325,6 +331,12 @@ impl Story {
                 seen.preflight.as_mut().unwrap().oldest_transaction_seconds = Some(value.parse().unwrap());
             }
             "xa" => seen.preflight.as_mut().unwrap().prepared_xa_transactions = value.parse().unwrap(),
+            "binlogs" => {
+                seen.preflight.as_mut().unwrap().binlogs_begin = Some(match seen.flavor {
+                    Flavor::Mariadb => BinlogStart::parse_mariadb(value).unwrap(),
+                    Flavor::Mysql => BinlogStart::parse_mysql(&long(value)).unwrap(),
+                });
+            }
             "busy" => seen
                 .preflight
                 .as_mut()
@@ -348,10 +360,12 @@ impl Story {
                     .and_then(|view| view.observation())
                     .map(|seen| seen.server_id);
                 let mysql = self.flavor == Flavor::Mysql;
+                let member = self.cluster.members.get(&named(id));
+                let user = member.map_or_else(|| "repl".to_owned(), |member| member.account.user());
                 self.seen(id).replication = Some(Replication {
                     source,
                     source_server_id,
-                    user: "repl".to_owned(),
+                    user,
                     receiver: Receiver::Running,
                     applier_running: true,
                     receiver_error: String::new(),
@@ -360,7 +374,7 @@ impl Story {
                     received: if mysql {
                         Received::parse_mysql("").unwrap()
                     } else {
-                        Received::parse_mariadb("", ServerId(1), "").unwrap()
+                        Received::parse_mariadb("").unwrap()
                     },
                 });
             }
@@ -370,6 +384,12 @@ impl Story {
                     "connecting" => Receiver::Connecting,
                     "stopped" => Receiver::Stopped,
                     other => panic!("a receiver is never {other}"),
+                }
+            }
+            "received" => {
+                self.replication(id).received = match self.flavor {
+                    Flavor::Mariadb => Received::parse_mariadb(value).unwrap(),
+                    Flavor::Mysql => Received::parse_mysql(&long(value)).unwrap(),
                 }
             }
             "applier" => self.replication(id).applier_running = value == "on",
@@ -384,6 +404,8 @@ impl Story {
         let report = view.agent.as_mut().unwrap();
         match (key, value) {
             ("agent", "replaying") => report.replaying = true,
+            ("agent", "left-out") => report.left_out = vec!["0-101-7".to_owned()],
+            ("agent", "left-out-unknown") => report.left_out = vec!["2 more at db-1".to_owned()],
             ("agent", "silent") => report.at = Moment(now.0.checked_sub(Duration::from_mins(1)).unwrap()),
             ("agent", "never") => view.agent = None,
             ("agent", "other") => {
@@ -392,6 +414,13 @@ impl Story {
             ("agent", "crashed") => {
                 report.state = ServerState::Crashed;
                 "signal 9".clone_into(&mut report.detail);
+            }
+            ("agent", "full") => {
+                "the disk of binlog_directory is full (3 MiB free): writes fail or wait until there is space"
+                    .clone_into(&mut report.detail);
+            }
+            ("agent", "misfit") => {
+                "root_passwd of the secrets does not fit the data".clone_into(&mut report.detail);
             }
             ("disk", percent) => report.disk_free_bytes = percent.parse::<u64>().unwrap() << 30,
             ("clock", milliseconds) => report.clock_ahead_milliseconds = milliseconds.parse().unwrap(),

@@ -34,9 +34,14 @@ pub struct ArchivedServer {
 impl ArchivedServer {
     /// Has the server send what it has from the beginning of `file` on, until there is no more.
     pub(super) async fn dump(&self, file: &str) -> Result<BinlogDump, Error> {
+        self.dump_from(file, MAGIC.len() as u64).await
+    }
+
+    /// The same from an event on, which begins at `position`.
+    pub(super) async fn dump_from(&self, file: &str, position: u64) -> Result<BinlogDump, Error> {
         let request = DumpRequest {
             file,
-            position: MAGIC.len() as u64,
+            position,
             server_id: self.archiver_id,
             wait: None,
         };
@@ -74,21 +79,39 @@ pub(super) async fn begin(
     let Some(last) = index.files(line).last() else {
         return begin_line(server, line, &files, &known(index, bases)).await;
     };
-    match go_on(server, last, &files).await? {
-        GoOn::Here(composer) => Ok(*composer),
-        GoOn::From(file) => Ok(Composer::new(line.clone(), server.flavor, &file)),
+    let begun = match go_on(server, last, &files).await? {
+        GoOn::Here(composer) => *composer,
+        GoOn::From(file) => Composer::new(line.clone(), server.flavor, &file),
         GoOn::Reset => {
             tracing::warn!(
                 source = %next_line,
                 "the server's binlogs begin anew; the archive keeps those before apart"
             );
             // Its numbers may be ones that were used before: what the archive has says nothing of these files.
-            begin_line(server, &next_line, &files, &Coverage::default()).await
+            return begin_line(server, &next_line, &files, &Coverage::default()).await;
+        }
+    };
+    // While another server was archived this one logged the same. Where numbers were used again they prove nothing.
+    if index.reset_lineages().is_empty() {
+        let from = files.iter().position(|(name, _)| name == begun.file());
+        let newest = newest_file(
+            server,
+            &files[from.unwrap_or(files.len())..],
+            &known(index, bases),
+        )
+        .await?;
+        if let Some(newest) = newest.filter(|newest| *newest != begun.file()) {
+            return Ok(Composer::new(line.clone(), server.flavor, newest));
         }
     }
+    Ok(begun)
 }
 
-async fn first_line(server: &ArchivedServer, session: &mut Server) -> Result<Source, ArchiveError> {
+/// The server's first line: without resets.
+pub(super) async fn first_line(
+    server: &ArchivedServer,
+    session: &mut Server,
+) -> Result<Source, ArchiveError> {
     match server.flavor {
         Flavor::Mariadb => Ok(Source::mariadb(server.server_id, &server.incarnation)),
         Flavor::Mysql => {
@@ -156,28 +179,40 @@ async fn follows(server: &ArchivedServer, file: &str, last: &ArchivedFile) -> Re
     })
 }
 
-/// The newest file before which nothing more is missing than before the oldest one, which nobody can mend here.
 async fn begin_line(
     server: &ArchivedServer,
     line: &Source,
     files: &[(String, u64)],
     known: &Coverage,
 ) -> Result<Composer, ArchiveError> {
+    let newest = newest_file(server, files, known).await?;
+    let begin = newest.ok_or_else(|| Error::Unexpected("the server has no binlog".to_owned()))?;
+    Ok(Composer::new(line.clone(), server.flavor, begin))
+}
+
+/// The newest file before which nothing more is missing than before the oldest one, which nobody can mend here: everything
+/// that was logged between the begins of the two is known. `None`: there are no files.
+async fn newest_file<'files>(
+    server: &ArchivedServer,
+    files: &'files [(String, u64)],
+    known: &Coverage,
+) -> Result<Option<&'files str>, ArchiveError> {
     let Some(((oldest, _), later)) = files.split_first() else {
-        return Err(Error::Unexpected("the server has no binlog".to_owned()).into());
+        return Ok(None);
     };
-    let mut begin = oldest;
-    if !known.is_empty() {
-        let missing = |head: Head| head.previous.map(|previous| known.missing_before(&previous));
-        let before_all = missing(head(server, oldest).await?);
-        for (name, _) in later.iter().rev() {
-            if missing(head(server, name).await?) == before_all {
-                begin = name;
-                break;
-            }
+    if later.is_empty() || known.is_empty() {
+        return Ok(Some(oldest));
+    }
+    let Some(before_all) = head(server, oldest).await?.previous else {
+        return Ok(Some(oldest));
+    };
+    for (name, _) in later.iter().rev() {
+        let before = head(server, name).await?.previous;
+        if before.is_some_and(|before| known.has_between(&before_all, &before)) {
+            return Ok(Some(name));
         }
     }
-    Ok(Composer::new(line.clone(), server.flavor, begin))
+    Ok(Some(oldest))
 }
 
 /// The archive's last line of a server; `None`: nothing of it was archived.

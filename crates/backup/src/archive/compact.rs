@@ -204,4 +204,10 @@ impl Compaction {
     pub fn file(&self) -> &ArchivedFile {
         &self.file
     }
+
+    /// What is put together.
+    #[must_use]
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
 }

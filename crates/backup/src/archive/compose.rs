@@ -1,7 +1,6 @@
 //! From a server's stream of bytes to segments.
 
-use std::collections::VecDeque;
-
+use bytes::Bytes;
 use mysql_client::binlog::{
     BinlogError, BinlogScanner, Gtid, HEADER_BYTES, OpenTransaction, Part, PreviousGtids, Rotate,
     ScannedEvent, event_type,
@@ -10,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 use topology::Flavor;
 
 use super::Source;
+use super::pending::Pending;
 use super::seen::Collector;
 use super::segment::{Block, FileFormat, LARGEST_BLOCK_BYTES, ResumePoint, SEGMENT_FORMAT, Segment};
 
@@ -28,7 +28,7 @@ pub struct Composer {
     scanner: BinlogScanner,
     /// Offset of the first byte of `pending`.
     first: u64,
-    pending: VecDeque<u8>,
+    pending: Pending,
     /// Re-read bytes before `first` that are in the archive already.
     expected: Option<Resume>,
     file_format: Option<FileFormat>,
@@ -59,14 +59,14 @@ pub struct Cut {
     /// What the index says.
     pub segment: Segment,
     /// What the object holds.
-    pub object: Vec<u8>,
+    pub object: Bytes,
 }
 
 /// A segment before its bytes are compressed.
 #[derive(Debug, Clone)]
 pub struct Uncompressed {
     segment: Segment,
-    raw: Vec<u8>,
+    raw: Pending,
 }
 
 impl Uncompressed {
@@ -76,7 +76,7 @@ impl Uncompressed {
     /// When compression fails.
     pub fn compress(self) -> std::io::Result<Cut> {
         let Self { mut segment, raw } = self;
-        let (blocks, object) = compress(&raw)?;
+        let (blocks, object) = compress(raw)?;
         segment.blocks = blocks;
         Ok(Cut { segment, object })
     }
@@ -119,7 +119,7 @@ impl Composer {
             file: file.to_owned(),
             scanner: BinlogScanner::new(),
             first: 0,
-            pending: VecDeque::new(),
+            pending: Pending::default(),
             expected: None,
             file_format: None,
             previous: None,
@@ -345,8 +345,7 @@ impl Composer {
             return None;
         }
         let length = usize::try_from(mark.end - self.first).unwrap_or(usize::MAX);
-        let rest = self.pending.split_off(length.min(self.pending.len()));
-        let raw = Vec::from(std::mem::replace(&mut self.pending, rest));
+        let raw = self.pending.take(length);
         let segment = Segment {
             format: SEGMENT_FORMAT,
             source: self.source.clone(),
@@ -371,20 +370,21 @@ impl Composer {
     }
 }
 
-/// Blocks and what they are stored as.
-pub(super) fn compress(raw: &[u8]) -> std::io::Result<(Vec<Block>, Vec<u8>)> {
-    let mut object = Vec::with_capacity(raw.len() / 2);
+/// Blocks and what they are stored as. Each goes before the next one is made.
+fn compress(mut raw: Pending) -> std::io::Result<(Vec<Block>, Bytes)> {
+    let mut object = Vec::new();
     let mut blocks = Vec::new();
-    for block in raw.chunks(LARGEST_BLOCK_BYTES) {
-        let frame = compress_block(block)?;
+    while let Some(block) = raw.next_block(LARGEST_BLOCK_BYTES) {
+        let frame = compress_block(&block)?;
         blocks.push(Block {
             length: block.len() as u64,
             stored: frame.len() as u64,
-            sha256: sha256(block),
+            sha256: sha256(&block),
         });
+        object.reserve_exact(frame.len());
         object.extend(frame);
     }
-    Ok((blocks, object))
+    Ok((blocks, object.into()))
 }
 
 pub(super) fn compress_block(block: &[u8]) -> std::io::Result<Vec<u8>> {

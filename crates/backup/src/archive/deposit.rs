@@ -29,10 +29,10 @@ pub enum DepositError {
 pub async fn deposit(store: &Store, cut: &Cut) -> Result<(), DepositError> {
     let segment = &cut.segment;
     let name = segment.object();
-    match store.put_once(&name, Bytes::copy_from_slice(&cut.object)).await? {
+    match store.put_once(&name, cut.object.clone()).await? {
         PutOnce::Written | PutOnce::Same => {}
         // Another version of the compressor may have written the same bytes otherwise.
-        PutOnce::Different if same_bytes(store, segment, &name).await? => {}
+        PutOnce::Different if is_of(segment, &store.get(&name).await?) => {}
         PutOnce::Different => return Err(DepositError::OtherContent { name }),
     }
     put_index(store, segment).await
@@ -41,13 +41,11 @@ pub async fn deposit(store: &Store, cut: &Cut) -> Result<(), DepositError> {
 /// Makes a segment exist whose bytes are in the store.
 pub(super) async fn put_index(store: &Store, segment: &Segment) -> Result<(), DepositError> {
     let name = segment.index_object();
-    let document =
-        serde_json::to_vec(segment).map_err(|_| DepositError::OtherContent { name: name.clone() })?;
-    match store.put_once(&name, Bytes::from(document)).await? {
+    match store.put_once(&name, Bytes::from(segment.document())).await? {
         PutOnce::Written | PutOnce::Same => Ok(()),
         PutOnce::Different => {
             let there = store.get(&name).await?;
-            match serde_json::from_slice::<Segment>(&there) {
+            match Segment::parse(&there) {
                 Ok(there) if there.says_the_same(segment) => Ok(()),
                 _ => Err(DepositError::OtherContent { name }),
             }
@@ -55,21 +53,21 @@ pub(super) async fn put_index(store: &Store, segment: &Segment) -> Result<(), De
     }
 }
 
-async fn same_bytes(store: &Store, segment: &Segment, name: &str) -> Result<bool, StoreError> {
-    let there = store.get(name).await?;
-    let Ok(raw) = zstd::decode_all(&there[..]) else {
-        return Ok(false);
+/// Whether an object has the bytes that the index of a segment speaks of, however they were compressed.
+fn is_of(segment: &Segment, object: &[u8]) -> bool {
+    let Ok(raw) = zstd::decode_all(object) else {
+        return false;
     };
-    let mut at = 0;
+    let mut rest = &raw[..];
     for block in &segment.blocks {
         let length = usize::try_from(block.length).unwrap_or(usize::MAX);
-        let Some(bytes) = raw.get(at..).and_then(|rest| rest.get(..length)) else {
-            return Ok(false);
+        let Some((bytes, after)) = rest.split_at_checked(length) else {
+            return false;
         };
         if super::compose::sha256(bytes) != block.sha256 {
-            return Ok(false);
+            return false;
         }
-        at += length;
+        rest = after;
     }
-    Ok(at == raw.len())
+    rest.is_empty()
 }

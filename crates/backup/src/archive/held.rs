@@ -1,25 +1,27 @@
 //! Whether the archive has what is in a closed file of a server, judged by that file alone: its server reads it out, and
-//! either every byte of it is in the archive's file of that name, or every transaction of it is in some file, or in the
-//! oldest full backup, at its time.
+//! either every byte of it is in the archive's file of that name, or every transaction of it is in some file, or in all
+//! full backups, at its time.
 //!
 //! What is missing elsewhere in the archive does not matter, nor do names and numbers that came to be used again.
 
 use mysql_client::Error;
 use mysql_client::binlog::{BinlogScanner, Gtid, MAGIC, Part, PreviousGtids};
 use mysql_client::replication_client::Sent;
-use sha2::{Digest as _, Sha256};
 use topology::gtid::Transactions;
 
 use super::begin::{ArchivedServer, DEADLINE};
+use super::check::is_intact;
+use super::compare::Comparison;
 use super::session::ArchiveError;
-use super::{ArchivedFile, Base, Index, Segment, coverage};
+use super::{ArchivedFile, Base, Index, Segment, coverage, lost_objects};
+use crate::store::{Store, StoreError};
 
 /// What of a file the archive has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Held {
     /// Every byte, in the file of that name.
     Bytes,
-    /// Every transaction, in any file or in the oldest full backup.
+    /// Every transaction, in any file or in all full backups.
     Transactions,
     /// Not all of it: what is the first that is missing.
     No(String),
@@ -46,14 +48,15 @@ pub async fn held(
     file: ClosedFile<'_>,
     own: Option<&ArchivedFile>,
     there: &Index,
-    oldest: Option<&Base>,
+    bases: &[Base],
 ) -> Result<Held, ArchiveError> {
     let mut dump = server.dump(file.name).await?;
     let mut reading = Reading {
         scanner: BinlogScanner::new(),
         at: 0,
-        own: own.map_or(Own::Shorter, |own| Own::Same(Bytes::of(own))),
-        lookup: Lookup::of(there, oldest),
+        own: own.map_or(Own::Shorter, |own| Own::Same(Comparison::new(own.chain(0), 0))),
+        own_end: own.map_or(0, ArchivedFile::whole_up_to),
+        lookup: Lookup::of(there, bases),
         first: None,
         missing: None,
     };
@@ -84,6 +87,8 @@ struct Reading<'a> {
     /// Bytes so far.
     at: u64,
     own: Own,
+    /// Up to here the archive's file of that name is whole.
+    own_end: u64,
     lookup: Lookup<'a>,
     /// The first transaction.
     first: Option<Gtid>,
@@ -94,7 +99,7 @@ struct Reading<'a> {
 /// What the archive's file of that name says of the bytes so far.
 enum Own {
     /// They are its bytes.
-    Same(Bytes),
+    Same(Comparison),
     /// They are more than it has, or there is none.
     Shorter,
     /// It is another file: the server's names, and its numbers with them, began anew.
@@ -104,10 +109,13 @@ enum Own {
 impl Reading<'_> {
     fn take(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
         self.at += bytes.len() as u64;
-        self.own = match std::mem::replace(&mut self.own, Own::Shorter) {
-            Own::Same(compared) => compared.take(bytes),
-            other => other,
-        };
+        if let Own::Same(compared) = &mut self.own {
+            if !compared.take(bytes) {
+                self.own = Own::Another;
+            } else if self.at > self.own_end {
+                self.own = Own::Shorter;
+            }
+        }
         let mut rest = bytes;
         while !rest.is_empty() {
             let step = self.scanner.push(rest)?;
@@ -135,7 +143,7 @@ impl Reading<'_> {
     /// After the last byte of the file.
     fn outcome(self) -> Held {
         let missing = match &self.own {
-            Own::Same(bytes) if bytes.are_all() => return Held::Bytes,
+            Own::Same(compared) if self.at == self.own_end && compared.is_over() => return Held::Bytes,
             Own::Shorter => self.missing,
             // ▲ MariaDB's times are whole seconds: numbers that were used again within one prove nothing. A closed file
             // that ends before the archive's is another one, too.
@@ -145,89 +153,19 @@ impl Reading<'_> {
     }
 }
 
-/// Compares what the server sends with what the index says of the archive's blocks.
-struct Bytes {
-    /// Blocks that were not reached, the next one last.
-    left: Vec<Expected>,
-    /// Blocks that the bytes are in; several where segments overlap.
-    open: Vec<(Expected, Sha256)>,
-    at: u64,
-    end: u64,
-}
-
-struct Expected {
-    first: u64,
-    end: u64,
-    sha256: String,
-}
-
-impl Bytes {
-    fn of(file: &ArchivedFile) -> Self {
-        let mut left: Vec<Expected> = file.chain(0).into_iter().flat_map(expected).collect();
-        left.sort_by_key(|block| std::cmp::Reverse(block.first));
-        Self {
-            left,
-            open: Vec::new(),
-            at: 0,
-            end: file.whole_up_to(),
-        }
-    }
-
-    fn take(mut self, bytes: &[u8]) -> Own {
-        let (from, to) = (self.at, self.at + bytes.len() as u64);
-        while self.left.last().is_some_and(|block| block.first < to) {
-            self.open
-                .extend(self.left.pop().map(|block| (block, Sha256::new())));
-        }
-        for (block, hash) in &mut self.open {
-            let place = |at: u64| usize::try_from(at.clamp(from, to) - from).unwrap_or(bytes.len());
-            hash.update(&bytes[place(block.first)..place(block.end)]);
-        }
-        let (done, open): (Vec<_>, Vec<_>) = self.open.into_iter().partition(|(block, _)| block.end <= to);
-        self.open = open;
-        self.at = to;
-        let right = done
-            .into_iter()
-            .all(|(block, hash)| super::compose::hexadecimal(&hash.finalize()) == block.sha256);
-        match (right, to <= self.end) {
-            (false, _) => Own::Another,
-            (true, false) => Own::Shorter,
-            (true, true) => Own::Same(self),
-        }
-    }
-
-    fn are_all(&self) -> bool {
-        self.at == self.end && self.left.is_empty() && self.open.is_empty()
-    }
-}
-
-fn expected(segment: &Segment) -> Vec<Expected> {
-    let mut first = segment.first;
-    let blocks = segment.blocks.iter().map(|block| {
-        let begin = first;
-        first += block.length;
-        Expected {
-            first: begin,
-            end: first,
-            sha256: block.sha256.clone(),
-        }
-    });
-    blocks.collect()
-}
-
 /// Finds transactions in the archive, one after the other: nearly every one is where the one before was.
 struct Lookup<'a> {
     segments: Vec<&'a Segment>,
     last: usize,
-    oldest: Option<&'a Base>,
+    bases: &'a [Base],
 }
 
 impl<'a> Lookup<'a> {
-    fn of(there: &'a Index, oldest: Option<&'a Base>) -> Self {
+    fn of(there: &'a Index, bases: &'a [Base]) -> Self {
         Self {
             segments: there.all_files().flat_map(ArchivedFile::segments).collect(),
             last: 0,
-            oldest,
+            bases,
         }
     }
 
@@ -246,8 +184,9 @@ impl<'a> Lookup<'a> {
             self.last = place;
             return true;
         }
-        self.oldest
-            .is_some_and(|base| commit_time <= base.ended_microseconds && base_has(&base.transactions, gtid))
+        // ▲ Any of them may be the last that is kept.
+        let has = |base: &Base| commit_time <= base.ended_microseconds && base_has(&base.transactions, gtid);
+        !self.bases.is_empty() && self.bases.iter().all(has)
     }
 }
 
@@ -275,7 +214,7 @@ pub fn may_be_held(
     own: Option<&ArchivedFile>,
     length: u64,
     there: &Index,
-    oldest: Option<&Base>,
+    bases: &[Base],
     before: &PreviousGtids,
     after: &PreviousGtids,
 ) -> bool {
@@ -283,8 +222,25 @@ pub fn may_be_held(
         return true;
     }
     let mut known = coverage(there);
-    if let Some(oldest) = oldest {
-        known.add_base(&oldest.transactions);
-    }
+    known.add_bases(bases);
     known.has_between(before, after)
+}
+
+/// The index without the segments whose bytes are gone from the store, or were found `damaged` and still are: of these the
+/// server's may be the only good ones.
+///
+/// # Errors
+/// When the store fails.
+pub async fn what_is_there(store: &Store, index: &Index, damaged: &[Segment]) -> Result<Index, StoreError> {
+    let mut there = index.clone();
+    for segment in lost_objects(store, index).await? {
+        there.remove(&segment);
+    }
+    for segment in damaged {
+        // Another agent may have mended it since.
+        if !is_intact(store, segment).await? {
+            there.remove(segment);
+        }
+    }
+    Ok(there)
 }

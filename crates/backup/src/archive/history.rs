@@ -61,7 +61,7 @@ pub struct Coverage {
 struct MariadbCoverage {
     by_server: BTreeMap<(u32, u32), Numbers>,
     by_domain: BTreeMap<u32, Numbers>,
-    /// Up to here everything of a domain is in a full backup.
+    /// Up to here everything of a domain is in the full backups.
     base: BTreeMap<u32, u64>,
 }
 
@@ -117,21 +117,42 @@ pub fn coverage(index: &Index) -> Coverage {
 }
 
 impl Coverage {
-    /// Also what a full backup has.
-    pub fn add_base(&mut self, base: &Transactions) {
+    /// Also what every one of the full backups has: each of them may be the last that is kept, and a later one may lie
+    /// further back than an earlier one, when it is a lagging replica's.
+    pub fn add_bases(&mut self, bases: &[Base]) {
+        let each = bases.iter().map(|base| Self::of_base(&base.transactions));
+        let Some(common) = each.reduce(|one, other| one.in_both(&other)) else {
+            return;
+        };
+        self.mysql = self.mysql.union(&common.mysql);
+        for (domain, last) in common.mariadb.base {
+            self.mariadb.add_base(domain, last);
+        }
+    }
+
+    fn of_base(base: &Transactions) -> Self {
+        let mut coverage = Self::default();
         match base {
-            Transactions::Mysql(set) => self.mysql = self.mysql.union(set),
+            Transactions::Mysql(set) => coverage.mysql = set.clone(),
             Transactions::Mariadb(history) => {
                 for gtid in history.state.iter().chain(history.base.iter()) {
-                    self.mariadb
-                        .by_server
-                        .entry((gtid.domain, gtid.server))
-                        .or_default()
-                        .insert(0, gtid.sequence);
-                    let last = self.mariadb.base.entry(gtid.domain).or_default();
-                    *last = gtid.sequence.max(*last);
+                    coverage.mariadb.add_base(gtid.domain, gtid.sequence);
                 }
             }
+        }
+        coverage
+    }
+
+    /// Of two full backups.
+    fn in_both(&self, other: &Self) -> Self {
+        let (one, other_base) = (&self.mariadb.base, &other.mariadb.base);
+        let lower = |(domain, last): (&u32, &u64)| Some((*domain, *last.min(other_base.get(domain)?)));
+        Self {
+            mysql: self.mysql.intersection(&other.mysql),
+            mariadb: MariadbCoverage {
+                base: one.iter().filter_map(lower).collect(),
+                ..MariadbCoverage::default()
+            },
         }
     }
 
@@ -140,8 +161,7 @@ impl Coverage {
             PreviousGtids::Mysql(set) => self.mysql = self.mysql.union(set),
             PreviousGtids::Mariadb(state) => {
                 for gtid in state.iter() {
-                    let last = self.mariadb.base.entry(gtid.domain).or_default();
-                    *last = gtid.sequence.max(*last);
+                    self.mariadb.add_base(gtid.domain, gtid.sequence);
                 }
             }
         }
@@ -338,6 +358,11 @@ impl Coverage {
 }
 
 impl MariadbCoverage {
+    fn add_base(&mut self, domain: u32, last: u64) {
+        let before = self.base.entry(domain).or_default();
+        *before = last.max(*before);
+    }
+
     fn add_runs(
         &mut self,
         runs: &Runs,
@@ -399,12 +424,11 @@ fn run(prefix: &str, first: u64, last: u64) -> String {
     }
 }
 
-/// What the archive has, with what lies before it: the oldest full backup, without one what the oldest file says.
+/// What the archive has, with what lies before it: what all full backups have, without one what the oldest file says.
 pub(super) fn known(index: &Index, bases: &[Base]) -> Coverage {
     let mut coverage = coverage(index);
-    if let Some(oldest) = bases.iter().min_by_key(|base| base.ended_microseconds) {
-        coverage.add_base(&oldest.transactions);
-    } else {
+    coverage.add_bases(bases);
+    if bases.is_empty() {
         let oldest = index.all_files().min_by_key(|file| by_time(file));
         if let Some(origin) = oldest.and_then(ArchivedFile::previous) {
             coverage.add_origin(origin);
@@ -418,7 +442,7 @@ fn by_time(file: &ArchivedFile) -> (u64, u64) {
     file.commit_times().unwrap_or((u64::MAX, u64::MAX))
 }
 
-/// What is missing after the oldest base; without a base after the oldest file.
+/// What is missing after any of the bases; without a base after the oldest file.
 #[must_use]
 pub fn holes(index: &Index, bases: &[Base]) -> Vec<Hole> {
     let coverage = known(index, bases);
@@ -464,7 +488,7 @@ pub fn window(index: &Index, bases: &[Base]) -> Window {
     }
 }
 
-/// Whether everything that was logged before a file of a server is in the archive or in the oldest full backup.
+/// Whether everything that was logged before a file of a server is in the archive or in all full backups.
 #[must_use]
 pub fn covered(index: &Index, bases: &[Base], previous: &PreviousGtids) -> bool {
     known(index, bases).missing_before(previous).is_empty()

@@ -6,7 +6,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use mysql_client::binlog::PreviousGtids;
 
 use super::segment::{FOLDER, INDEX_FOLDER};
-use super::{SEGMENT_FORMAT, Seen, Segment, Source};
+use super::{Seen, Segment, Source};
 use crate::store::{Object, Store, StoreError};
 
 /// Index objects that are read at once.
@@ -155,6 +155,18 @@ impl Index {
         self.files.retain(|_, files| !files.is_empty());
     }
 
+    /// Forgets what these index objects said: they are read anew.
+    pub fn forget(&mut self, names: &[String]) {
+        if names.is_empty() {
+            return;
+        }
+        for name in names {
+            self.segments.remove(name);
+            self.damaged.remove(name);
+        }
+        self.arrange();
+    }
+
     fn arrange(&mut self) {
         self.files.clear();
         for segment in self.segments.values() {
@@ -179,6 +191,16 @@ impl Index {
     /// The files of a source, the oldest first.
     pub fn files(&self, source: &Source) -> impl Iterator<Item = &ArchivedFile> {
         self.files.get(source).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// The files that came after the one of which an index object with this name is.
+    pub fn files_behind(&self, name: &str) -> impl Iterator<Item = &ArchivedFile> {
+        let parts = parts_of(name).map(|(source, file, ..)| (source, key(file)));
+        let files = parts.and_then(|(source, key)| {
+            let of_source = self.files.get(&source)?;
+            Some(of_source.range((std::ops::Bound::Excluded(key), std::ops::Bound::Unbounded)))
+        });
+        files.into_iter().flatten().map(|(_, file)| file)
     }
 
     /// Every file.
@@ -240,6 +262,11 @@ impl Index {
         &self.damaged
     }
 
+    /// Lets what could not be used be read again at the next refresh: it may have been mended.
+    pub fn forget_damaged(&mut self) {
+        self.damaged.clear();
+    }
+
     /// Whether there is nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -271,6 +298,37 @@ pub async fn lost_objects(store: &Store, index: &Index) -> Result<Vec<Segment>, 
         .collect())
 }
 
+/// Index objects that cannot be used and stand for bytes that no other segment has: what is in them is not known.
+#[must_use]
+pub fn unknown_objects(index: &Index) -> Vec<&str> {
+    let is_elsewhere = |name: &str| {
+        let (source, file, first, last) = parts_of(name)?;
+        let segments = index.file(&source, file)?.chain(first);
+        segments.last().map(|segment| segment.end > last)
+    };
+    index
+        .damaged
+        .keys()
+        .map(String::as_str)
+        .filter(|name| !is_elsewhere(name).unwrap_or(false))
+        .collect()
+}
+
+/// Source, file, first and last byte of an index object's name.
+fn parts_of(name: &str) -> Option<(Source, &str, u64, u64)> {
+    let parts: Vec<&str> = name.strip_prefix(INDEX_FOLDER)?.split('/').collect();
+    let ["", source, file, range] = parts[..] else {
+        return None;
+    };
+    let (first, last) = range.strip_suffix(".json")?.split_once('-')?;
+    Some((
+        source.parse().ok()?,
+        file,
+        first.parse().ok()?,
+        last.parse().ok()?,
+    ))
+}
+
 fn key(file: &str) -> FileKey {
     (file_number(file), file.to_owned())
 }
@@ -281,17 +339,7 @@ fn order(segment: &Segment) -> (u64, std::cmp::Reverse<u64>) {
 }
 
 fn understand(name: &str, document: &[u8]) -> Result<Segment, String> {
-    #[derive(serde::Deserialize)]
-    struct Format {
-        format: u32,
-    }
-    let Format { format } = serde_json::from_slice(document).map_err(|error| error.to_string())?;
-    if format > SEGMENT_FORMAT {
-        return Err(format!(
-            "it is of format {format}, which a newer version wrote; this one knows {SEGMENT_FORMAT}"
-        ));
-    }
-    let segment: Segment = serde_json::from_slice(document).map_err(|error| error.to_string())?;
+    let segment = Segment::parse(document)?;
     let bytes: u64 = segment.blocks.iter().map(|block| block.length).sum();
     if segment.first >= segment.end || segment.length() != bytes || segment.index_object() != name {
         return Err("it contradicts itself".to_owned());

@@ -5,12 +5,30 @@ use serde::{Deserialize, Serialize};
 use topology::Flavor;
 
 use super::{Seen, Source};
+use crate::vouched::Ending;
 
-/// The format that this version writes. Older ones are read, newer ones refused.
-pub const SEGMENT_FORMAT: u32 = 1;
+/// The format that this version writes. Older ones are read, newer ones refused. From 2 on the document ends with a SHA-256
+/// of everything before it: what is in the bytes is believed without reading them. No single flipped bit makes a 1 of the 2.
+pub const SEGMENT_FORMAT: u32 = 2;
+
+/// The last format without a checksum.
+const UNCHECKED_FORMAT: u32 = 1;
+
+const ENDING: Ending = Ending {
+    close: "}",
+    comma: ",",
+    name: "index_sha256",
+    after: "",
+};
 
 /// Of a block before compression. A reader has two in memory.
 pub const LARGEST_BLOCK_BYTES: usize = 4 * 1024 * 1024;
+
+/// What every format begins with: a newer one may have fields that this version does not know.
+#[derive(Deserialize)]
+struct Head {
+    format: u32,
+}
 
 /// A range of bytes of a binlog file, and what is in it. Everything is by the bytes alone, so that two archivers say
 /// the same of the same range.
@@ -153,10 +171,47 @@ impl Segment {
         self.blocks.iter().map(|block| block.stored).sum()
     }
 
+    /// The index object.
+    #[must_use]
+    pub fn document(&self) -> Vec<u8> {
+        let current = Self {
+            format: SEGMENT_FORMAT,
+            ..self.clone()
+        };
+        // It has text keys and plain values, which always can be printed.
+        ENDING.vouch(serde_json::to_vec(&current).unwrap_or_default())
+    }
+
+    /// Whether an index object is damaged. One of a newer format is not, as far as this version can tell.
+    #[must_use]
+    pub fn is_unreadable(document: &[u8]) -> bool {
+        let is_newer =
+            serde_json::from_slice::<Head>(document).is_ok_and(|head| head.format > SEGMENT_FORMAT);
+        !is_newer && Self::parse(document).is_err()
+    }
+
+    /// Reads an index object of this format or an older one.
+    ///
+    /// # Errors
+    /// What is wrong with it, in a sentence.
+    pub fn parse(document: &[u8]) -> Result<Self, String> {
+        let read = |error: serde_json::Error| error.to_string();
+        let Head { format } = serde_json::from_slice(document).map_err(read)?;
+        if format > SEGMENT_FORMAT {
+            return Err(format!(
+                "it is of format {format}, which a newer version wrote; this one knows {SEGMENT_FORMAT}"
+            ));
+        }
+        if format == UNCHECKED_FORMAT {
+            return serde_json::from_slice(document).map_err(read);
+        }
+        serde_json::from_slice(&ENDING.check(document)?).map_err(read)
+    }
+
     /// Bytes of the index object.
     #[must_use]
     pub fn index_length(&self) -> u64 {
-        serde_json::to_vec(self).map_or(0, |document| document.len() as u64)
+        self.document().len() as u64
     }
 
     /// Whether two documents are of the same bytes, however they were compressed.
@@ -176,6 +231,6 @@ impl Segment {
 }
 
 /// Where the bytes are.
-pub(super) const FOLDER: &str = "binlog";
+pub(crate) const FOLDER: &str = "binlog";
 /// Where the index is.
 pub(super) const INDEX_FOLDER: &str = "binlog/index";

@@ -77,7 +77,7 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(20);
 
 /// Received and not in the store: beyond this the server is not read further.
-const LARGEST_BACKLOG_BYTES: usize = 48 * 1024 * 1024;
+const LARGEST_BACKLOG_BYTES: usize = 32 * 1024 * 1024;
 
 /// Pieces that the receiver is ahead, each at most 256 KiB.
 const PIECES_AHEAD: usize = 32;

@@ -2,12 +2,12 @@
 //! whether the stream was whole.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, OpenOptions};
-use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read};
+use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::new_file::NewFile;
 use crate::pack::hex;
 use crate::unpack::UnpackError;
 use crate::xbstream::{Chunk, Chunks as _, Content, Reader};
@@ -46,16 +46,16 @@ pub fn extract<R: Read>(
         progress,
     };
     let mut reader = Reader::new(io::BufReader::with_capacity(1 << 17, &mut counted));
-    let mut open: HashMap<String, Target> = HashMap::new();
+    let mut open: HashMap<String, NewFile> = HashMap::new();
     let mut captured: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     while let Some(Chunk { path, content }) = reader.next_chunk()? {
         if content == Content::End {
-            let target = match open.remove(&path) {
-                Some(target) => target,
+            let file = match open.remove(&path) {
+                Some(file) => file,
                 // A file without a byte.
-                None => Target::create(directory, &path)?,
+                None => NewFile::create(directory, &path)?,
             };
-            target.finish()?;
+            file.finish()?;
             continue;
         }
         if let Content::Payload { offset, data } = &content
@@ -65,10 +65,14 @@ pub fn extract<R: Read>(
             captured.entry(path.clone()).or_default().extend(data);
         }
         if !open.contains_key(&path) {
-            open.insert(path.clone(), Target::create(directory, &path)?);
+            open.insert(path.clone(), NewFile::create(directory, &path)?);
         }
-        if let Some(target) = open.get_mut(&path) {
-            target.take(&content)?;
+        if let Some(file) = open.get_mut(&path) {
+            match &content {
+                Content::Payload { data, .. } => file.append(data)?,
+                Content::Sparse { map, data, .. } => file.append_sparse(map, data)?,
+                Content::End => {}
+            }
         }
     }
     let files = reader.finish()?;
@@ -98,68 +102,10 @@ impl<R: Read, P: FnMut(u64)> Read for Counted<R, P> {
     }
 }
 
-/// A file that is being written.
-struct Target {
-    path: PathBuf,
-    file: fs::File,
-    length: u64,
-}
-
-impl Target {
-    /// `path` was found safe by the reader.
-    fn create(directory: &Path, path: &str) -> Result<Self, UnpackError> {
-        let path = directory.join(path);
-        let create = || {
-            if let Some(parent) = path.parent() {
-                fs::create_dir_all(parent)?;
-            }
-            OpenOptions::new().write(true).create_new(true).open(&path)
-        };
-        match create() {
-            Ok(file) => Ok(Self {
-                path,
-                file,
-                length: 0,
-            }),
-            Err(source) => Err(UnpackError::Write { path, source }),
-        }
-    }
-
-    fn take(&mut self, content: &Content) -> Result<(), UnpackError> {
-        let written = match content {
-            Content::Payload { data, .. } => self.file.write_all(data),
-            Content::Sparse { map, data, .. } => {
-                let mut rest = data.as_slice();
-                map.iter().try_for_each(|entry| {
-                    let (piece, after) = rest.split_at(entry.length as usize);
-                    rest = after;
-                    self.file.seek(SeekFrom::Current(i64::from(entry.skip)))?;
-                    self.file.write_all(piece)
-                })
-            }
-            Content::End => Ok(()),
-        };
-        self.length = content.end_offset().unwrap_or(self.length);
-        written.map_err(|source| self.failure(source))
-    }
-
-    /// A file may end in a hole.
-    fn finish(self) -> Result<(), UnpackError> {
-        self.file
-            .set_len(self.length)
-            .map_err(|source| self.failure(source))
-    }
-
-    fn failure(&self, source: io::Error) -> UnpackError {
-        UnpackError::Write {
-            path: self.path.clone(),
-            source,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::xbstream::{SparseEntry, Writer};
 

@@ -1,8 +1,21 @@
 //! One block into one frame.
 
 use std::io::{self, Write as _};
+use std::ops::RangeInclusive;
+
+use zstd::zstd_safe::CParameter;
 
 use crate::manifest::Packing;
+
+/// The levels that look matches up in two hash tables.
+const DOUBLE_FAST: RangeInclusive<i32> = 3..=4;
+
+/// The tables' sizes, as powers of two of four bytes: 384 KiB together, which stay in a processor's own cache with a
+/// part of the block. zstd's own at level 3 are twice as large, for windows of 2 MiB, and a block has half of that. Measured
+/// with these: 18 % less time for pages of digits and noise, 20 % less for a server's own tables, 5 % more for English text;
+/// the sizes are between 0.7 % smaller and 0.2 % larger.
+const HASH_LOG: u32 = 16;
+const CHAIN_LOG: u32 = 15;
 
 /// Compresses block after block, each by itself: the frames, one after the other, are what the tools unpack.
 pub(super) enum Compressor {
@@ -21,6 +34,10 @@ impl Compressor {
                 let mut compressor = zstd::bulk::Compressor::new(level)?;
                 // Costs next to nothing and lets `zstd -t` find damage without our manifest.
                 compressor.include_checksum(true)?;
+                if DOUBLE_FAST.contains(&level) {
+                    compressor.set_parameter(CParameter::HashLog(HASH_LOG))?;
+                    compressor.set_parameter(CParameter::ChainLog(CHAIN_LOG))?;
+                }
                 Self::Zstd(compressor)
             }
             Packing::Gzip { level } => Self::Gzip(flate2::Compression::new(level)),

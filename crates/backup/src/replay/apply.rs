@@ -3,11 +3,13 @@
 //! Every step looks before it acts and may be done again: a replay that was interrupted goes on where the server is.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mysql_client::credentials::{Login, Password};
 use mysql_client::replay::{Durability, ReplayState, Settings, replay_settings};
-use mysql_client::replication_server::{History, Identity, Owned, ReplicationServer, Service};
+use mysql_client::replication_server::{Certificate, History, Identity, Owned, ReplicationServer, Service};
 use mysql_client::{Error, Server};
 use topology::gtid::Transactions;
 use topology::{Flavor, ServerId};
@@ -17,6 +19,16 @@ const USER: &str = "mysql_service_replay";
 
 /// How often the server is asked how far it is.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// So many relay log files may lie on the disk, of which one is being written: a file goes when it is applied and the next
+/// one has begun.
+const RELAY_LOG_FILES: u64 = 2;
+
+/// Where relay log files are smaller than this: less at a time would only be slow.
+const LEAST_RELAY_LOG_FILE_BYTES: u64 = 1 << 20;
+
+/// In so many parts of that the server is sent more, as it applies what it has.
+const PORTIONS: u64 = 4;
 
 /// A receiver that has not connected after this long says why in its error.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
@@ -30,6 +42,8 @@ pub struct Wish {
     pub served_ids: BTreeSet<u32>,
     /// What the server runs with meanwhile, such as [`replay_settings`](mysql_client::replay::replay_settings).
     pub settings: Settings,
+    /// Where the certificate of the replay's source is put meanwhile: the server's user must be able to read it.
+    pub certificate_file: PathBuf,
 }
 
 /// Why a replay did not come to its end.
@@ -69,22 +83,47 @@ pub async fn apply<H: History>(
     let service = Service {
         identity: identity(server, &wish.served_ids).await?,
         login: Login::new(USER, Password::new(random_text()?)),
+        certificate: Certificate::new().map_err(ReplayError::Source)?,
         served_ids: wish.served_ids.clone(),
     };
     let login = service.login.clone();
+    publish(&service.certificate, &wish.certificate_file).map_err(ReplayError::Source)?;
+    let relay_log_file_bytes = server.relay_log_file_bytes().await?;
+    let relay_log_limit_bytes = RELAY_LOG_FILES * relay_log_file_bytes.max(LEAST_RELAY_LOG_FILE_BYTES);
     let source = ReplicationServer::start(service, history)
         .await
         .map_err(ReplayError::Source)?;
+    source.allow(relay_log_limit_bytes / PORTIONS);
     let replayed = async {
         detach(server).await?;
         server.set_global_settings(&wish.settings).await?;
-        server.point_at_replay(source.address(), &login).await?;
+        server
+            .point_at_replay(source.address(), &login, &wish.certificate_file)
+            .await?;
         server.start_replication().await?;
-        follow(server, &source, &wish.reached, &mut look).await
+        follow(server, &source, &wish.reached, relay_log_limit_bytes, &mut look).await
     };
     let replayed = replayed.await;
     let left = leave(server, before).await;
+    // Nobody follows that source any more; what stays is replaced by the next replay.
+    let _removed = std::fs::remove_file(&wish.certificate_file);
     replayed.and(left)
+}
+
+/// Puts the certificate where the server reads it.
+fn publish(certificate: &Certificate, file: &Path) -> std::io::Result<()> {
+    use std::io::Write as _;
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // The server's user can write to this directory: what it may have put there is not written through.
+    let mut new = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(file)?;
+    new.write_all(certificate.pem().as_bytes())?;
+    new.set_permissions(std::fs::Permissions::from_mode(0o644))
 }
 
 /// What the settings are that a replay changes.
@@ -144,7 +183,7 @@ async fn detach(server: &mut Server) -> Result<(), ReplayError> {
         server.stop_receiver().await?;
     }
     server.stop_replication().await?;
-    server.forget_source().await?;
+    server.forget_replay().await?;
     Ok(())
 }
 
@@ -211,6 +250,7 @@ async fn follow(
     server: &mut Server,
     source: &ReplicationServer,
     reached: &Owned,
+    relay_log_limit_bytes: u64,
     look: &mut impl FnMut(&Transactions),
 ) -> Result<(), ReplayError> {
     let progress = source.progress();
@@ -229,6 +269,10 @@ async fn follow(
             return Err(ReplayError::Stopped(sentence.to_owned()));
         };
         check(&state, connected || began.elapsed() < CONNECT_LIMIT)?;
+        // A transaction may be larger than the limit: then the applier waits for the rest of it.
+        if state.relay_log_bytes < relay_log_limit_bytes || state.applier_waits {
+            source.allow(source.sent_bytes() + relay_log_limit_bytes / PORTIONS);
+        }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
 }

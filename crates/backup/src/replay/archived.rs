@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use mysql_client::binlog::{EventHeader, HEADER_BYTES, MAGIC};
-use mysql_client::replication_server::{History, HistoryError, Replica};
+use mysql_client::replication_server::{History, HistoryError, Owned, Replica};
 
 use super::feed::{BinlogFiles, FileStart, SelectedFeed};
 use super::have::{Have, Part};
@@ -22,6 +22,8 @@ pub struct ArchivedHistory {
     pub ranges: Vec<Range>,
     /// What the replica never gets.
     pub left_out: LeftOut,
+    /// What it has in the end.
+    pub reached: Owned,
 }
 
 impl History for ArchivedHistory {
@@ -35,7 +37,7 @@ impl History for ArchivedHistory {
             ranges: ranges.filter(|range| range.from < range.up_to).collect(),
             open: None,
         };
-        let selection = Selection::new(&replica.owned, self.left_out.clone());
+        let selection = Selection::new(&replica.owned, self.left_out.clone(), self.reached.clone());
         Ok(SelectedFeed::new(files, selection, replica.server_id))
     }
 }

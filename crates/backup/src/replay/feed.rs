@@ -85,7 +85,14 @@ impl<F: BinlogFiles> SelectedFeed<F> {
             )));
         }
         let Some(start) = self.files.next_file().await? else {
-            return Ok(false);
+            // ▲ A replica that waits for what never comes would wait for ever.
+            let lacking = self.selection.lacks_at_the_end();
+            if lacking.is_empty() {
+                return Ok(false);
+            }
+            return Err(HistoryError(format!(
+                "the binlogs end without {lacking}, which should be in them"
+            )));
         };
         let format = FormatDescription::parse(&start.format_description)
             .map_err(|error| HistoryError(format!("{}: {error}", start.name)))?;

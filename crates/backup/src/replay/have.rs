@@ -1,11 +1,13 @@
 //! What a server has while history is read past it, transaction by transaction. Pure.
 
+use std::collections::BTreeSet;
+
 use mysql_client::binlog::{Gtid, MysqlGtid, PreviousGtids};
 use mysql_client::replication_server::Owned;
 use topology::Flavor;
 use topology::gtid::{BinlogState, GtidPosition, GtidSet, MariadbGtid, Transactions};
 
-use crate::archive::Seen;
+use crate::archive::{ArchivedFile, Seen};
 
 /// What a server has.
 #[derive(Debug, Clone)]
@@ -181,6 +183,33 @@ impl Have {
         }
     }
 
+    /// The same with transactions that were left out, or are next: nothing waits for them.
+    ///
+    /// ▲ On MariaDB who has one is taken to have all before it: only one that directly follows is added. Numbers of a domain
+    /// follow each other without a gap.
+    #[must_use]
+    pub fn with_left_out(&self, transactions: &BTreeSet<Gtid>) -> Self {
+        let mut have = self.clone();
+        // In the order of numbers, within a domain and server at least: as often as one more may follow.
+        for _ in transactions {
+            for gtid in transactions {
+                if have.is_followed_by(gtid) {
+                    have.add(gtid);
+                }
+            }
+        }
+        have
+    }
+
+    fn is_followed_by(&self, gtid: &Gtid) -> bool {
+        match (&self.0, gtid) {
+            (Kind::Mariadb { position, .. }, Gtid::Mariadb(gtid)) => {
+                position.get(gtid.domain).map_or(0, |last| last.sequence) + 1 == gtid.sequence
+            }
+            _ => true,
+        }
+    }
+
     /// Adds all transactions of a range of bytes.
     pub fn add_all(&mut self, seen: &Seen) {
         match (&mut self.0, seen) {
@@ -260,6 +289,24 @@ impl Have {
             }
             _ => Part::Some,
         }
+    }
+
+    /// Whether the transactions here and those of `file` have one order: a MySQL cluster's, or those of one domain.
+    #[must_use]
+    pub fn has_one_order(&self, file: &ArchivedFile) -> bool {
+        let Kind::Mariadb { position, .. } = &self.0 else {
+            return true;
+        };
+        let mut domains: BTreeSet<u32> = position.iter().map(|gtid| gtid.domain).collect();
+        if let Some(PreviousGtids::Mariadb(previous)) = file.previous() {
+            domains.extend(previous.iter().map(|gtid| gtid.domain));
+        }
+        for segment in file.segments() {
+            if let Seen::Mariadb(runs) = &segment.transactions {
+                domains.extend(runs.iter().map(|(domain, ..)| domain));
+            }
+        }
+        domains.len() <= 1
     }
 
     /// What of the transactions before a file is not here, in the family's notation; empty when nothing is.

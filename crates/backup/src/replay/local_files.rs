@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use mysql_client::binlog::{ENCRYPTED_MAGIC, EventHeader, HEADER_BYTES, MAGIC};
-use mysql_client::replication_server::{History, HistoryError, Replica};
+use mysql_client::replication_server::{History, HistoryError, Owned, Replica};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 
@@ -35,13 +35,15 @@ pub struct LocalHistory {
     pub ranges: Vec<LocalRange>,
     /// What the replica never gets.
     pub left_out: LeftOut,
+    /// What it has in the end.
+    pub reached: Owned,
 }
 
 impl History for LocalHistory {
     type Feed = SelectedFeed<LocalFiles>;
 
     async fn open(&self, replica: Replica) -> Result<Self::Feed, HistoryError> {
-        let selection = Selection::new(&replica.owned, self.left_out.clone());
+        let selection = Selection::new(&replica.owned, self.left_out.clone(), self.reached.clone());
         let files = LocalFiles::new(self.ranges.clone());
         Ok(SelectedFeed::new(files, selection, replica.server_id))
     }

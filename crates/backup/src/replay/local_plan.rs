@@ -1,14 +1,14 @@
 //! What a replay of binlog files in a directory would do. There is no index: everything is read.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
-use mysql_client::binlog::{BinlogScanner, Gtid, Part, PreviousGtids};
+use mysql_client::binlog::{BinlogScanner, Gtid, Part, PreviousGtids, event_type};
 use mysql_client::replication_server::Owned;
 use tokio::io::AsyncReadExt as _;
 use topology::gtid::GtidSet;
 
-use super::have::Have;
+use super::have::{Have, Known};
 use super::local_files::{LocalRange, name_of};
 use super::plan::{PlanError, Summary, refuse_what_is_not_there, summary};
 use super::selection::LeftOut;
@@ -42,6 +42,37 @@ struct Found {
     in_doubt: Option<(Gtid, u64)>,
     /// What the file says was logged before it, and what is in it, of whatever is whole.
     history: GtidSet,
+    /// Which server began it, and when, in seconds since 1970.
+    begun: Option<(u32, u32)>,
+    /// The first transaction in it that an earlier file has, and the server had not before.
+    repeated: Option<Gtid>,
+}
+
+/// The file with the latest begin of each server so far.
+#[derive(Debug, Default)]
+struct Begun(BTreeMap<u32, (u32, PathBuf)>);
+
+impl Begun {
+    /// ▲ A server begins its files in the order of their numbers. One that was begun before a file with a lower number is of
+    /// another line: the binlogs were reset in between, and the numbers of its transactions were used again.
+    fn refuse_another_line(&mut self, path: &Path, found: &Found) -> Result<(), PlanError> {
+        let Some((server, begun)) = found.begun else {
+            return Ok(());
+        };
+        match (self.0.get(&server), &found.repeated) {
+            (Some((earlier, other)), Some(gtid)) if begun < *earlier => Err(PlanError::Refused(format!(
+                "{} was begun before {}, and {gtid} is in both: the server's binlogs were reset in between, so that these \
+                 are different transactions. Take away the files of the line that the full backup does not belong to",
+                path.display(),
+                other.display()
+            ))),
+            (Some((earlier, _)), _) if begun < *earlier => Ok(()),
+            _ => {
+                self.0.insert(server, (begun, path.to_owned()));
+                Ok(())
+            }
+        }
+    }
 }
 
 /// The file that goes on with another history than what was sent before it: transactions that were sent and that its
@@ -73,10 +104,12 @@ pub async fn plan_local(
     let (mut ranges, mut finished) = (Vec::new(), Vec::new());
     let mut served_ids = BTreeSet::new();
     let mut warnings = Vec::new();
+    let mut begun = Begun::default();
     for path in files {
         let before = walk.transactions + walk.skipped;
         let (sent, adding) = (set_of(walk.have()).subtract(&set_of(have)), walk.transactions);
-        let found = look_into(path, &mut walk, &mut served_ids).await?;
+        let found = look_into(path, have, &mut walk, &mut served_ids).await?;
+        begun.refuse_another_line(path, &found)?;
         if let Some(extra) = fork(&sent, &found.history, walk.transactions > adding) {
             return Err(PlanError::Refused(format!(
                 "the files have two histories: {} goes on without {extra}, which an earlier file has. Take away the \
@@ -122,6 +155,7 @@ pub async fn plan_local(
 
 async fn look_into(
     path: &PathBuf,
+    have: &Have,
     walk: &mut Walk,
     served_ids: &mut BTreeSet<u32>,
 ) -> Result<Found, PlanError> {
@@ -156,6 +190,13 @@ async fn look_into(
                     if let Gtid::Mysql(_) = transaction.gtid {
                         inside.add(&transaction.gtid);
                     }
+                    let in_an_earlier_file = || {
+                        walk.have().knows(&transaction.gtid) == Known::Has
+                            && have.knows(&transaction.gtid) != Known::Has
+                    };
+                    if found.repeated.is_none() && in_an_earlier_file() {
+                        found.repeated = Some(transaction.gtid.clone());
+                    }
                     let (sent, ended) = (walk.transactions, walk.has_ended());
                     let go = walk.next(&transaction)?;
                     match go {
@@ -173,6 +214,9 @@ async fn look_into(
                     }
                 }
                 Part::Outside => {
+                    if event.header.event_type == event_type::FORMAT_DESCRIPTION {
+                        found.begun = Some((event.header.server_id, event.header.timestamp));
+                    }
                     let previous = PreviousGtids::parse(&event.header, scanner.head());
                     let previous = previous.map_err(|source| PlanError::Binlog {
                         file: path.display().to_string(),
@@ -193,11 +237,7 @@ async fn look_into(
     Ok(found)
 }
 
-fn refuse_a_gap(
-    path: &std::path::Path,
-    previous: Option<&PreviousGtids>,
-    walk: &Walk,
-) -> Result<(), PlanError> {
+fn refuse_a_gap(path: &Path, previous: Option<&PreviousGtids>, walk: &Walk) -> Result<(), PlanError> {
     let Some(previous) = previous.filter(|_| !walk.has_ended()) else {
         return Ok(());
     };

@@ -11,7 +11,9 @@ use super::chain::{Gap, Link, chain};
 use super::have::{Have, Part as Share};
 use super::selection::LeftOut;
 use super::walk::{Behind, Go, Impossible, Target, Walk};
-use crate::archive::{ArchivedFile, FileReader, Index, Seen, Segment};
+use crate::archive::{
+    ArchivedFile, FileReader, Index, ReadError, Seen, Segment, lost_objects, unknown_objects,
+};
 use crate::store::Store;
 
 /// A range of a binlog file that is to be served.
@@ -81,7 +83,7 @@ pub enum PlanError {
     Refused(String),
     /// The archive cannot be read where it must be.
     #[error("cannot read the binlog archive")]
-    Read(#[from] crate::archive::ReadError),
+    Read(#[from] ReadError),
     /// A file in it is no binlog.
     #[error("{file} in the binlog archive is damaged")]
     Binlog {
@@ -113,7 +115,8 @@ pub async fn plan(
 ) -> Result<Plan, PlanError> {
     refuse_reused_numbers(index)?;
     refuse_what_is_past(index, have, target)?;
-    let chain = chain(index, have, &left_out.cuts);
+    let (index, lost) = what_is_there(store, index).await?;
+    let chain = chain(&index, have, &left_out);
     let mut walk = Walk::new(have.clone(), target.clone(), left_out.clone());
     let mut ranges = Vec::new();
     for link in &chain.links {
@@ -134,6 +137,7 @@ pub async fn plan(
         .filter_map(ArchivedFile::commit_times)
         .map(|(_, latest)| latest)
         .max();
+    refuse_what_is_unusable(&walk, have, target, &index, &lost)?;
     refuse_what_is_not_there(&walk, have, target, chain.gap.as_ref(), newest)?;
     let base = have.to_owned();
     let reached = walk.have().to_owned();
@@ -149,6 +153,64 @@ pub async fn plan(
         ranges,
         left_out,
     })
+}
+
+/// The index without the segments whose bytes are gone, and these.
+async fn what_is_there(store: &Store, index: &Index) -> Result<(Index, Vec<Segment>), PlanError> {
+    let mut there = index.clone();
+    let mut lost = lost_objects(store, &there).await.map_err(ReadError::Store)?;
+    if !lost.is_empty() {
+        // A compaction may have put them together since the index was read.
+        there.refresh(store).await.map_err(ReadError::Store)?;
+        lost = lost_objects(store, &there).await.map_err(ReadError::Store)?;
+    }
+    for segment in &lost {
+        there.remove(segment);
+    }
+    Ok((there, lost))
+}
+
+/// ▲ What is lost at the end of the archive shows in no gap: a replay to the end would be short, in silence.
+fn refuse_what_is_unusable(
+    walk: &Walk,
+    have: &Have,
+    target: &Target,
+    index: &Index,
+    lost: &[Segment],
+) -> Result<(), PlanError> {
+    let is_reached = match target {
+        Target::With(gtid) => have.knows(gtid) == super::have::Known::Has,
+        _ => false,
+    };
+    if walk.has_ended() || is_reached {
+        return Ok(());
+    }
+    let lacking = lost
+        .iter()
+        .filter(|segment| walk.have().has_of(&walk.history_of(&segment.transactions)) != Share::All);
+    let mut names: Vec<String> = lacking.map(Segment::object).collect();
+    // Who has everything that stands before a later file of the same server lacks nothing of this object.
+    let is_had = |name: &&str| {
+        index.files_behind(name).any(|file| {
+            let previous = file.previous();
+            previous.is_some_and(|previous| walk.lacks_before(previous).is_empty())
+        })
+    };
+    let unknown = unknown_objects(index).into_iter().filter(|name| !is_had(name));
+    names.extend(unknown.map(str::to_owned));
+    let Some(first) = names.first() else {
+        return Ok(());
+    };
+    Err(PlanError::Refused(format!(
+        "{first}{} in the binlog archive {} gone or damaged, so that transactions up to the target are missing: bring {} \
+         back from a copy of the store, or restore to a transaction before",
+        match names.len() {
+            1 => String::new(),
+            more => format!(" and {} other objects", more - 1),
+        },
+        if names.len() == 1 { "is" } else { "are" },
+        if names.len() == 1 { "it" } else { "them" },
+    )))
 }
 
 /// Walks past a link. Returns up to where it is wanted.
@@ -286,15 +348,10 @@ pub(super) fn refuse_what_is_not_there(
         return Ok(());
     }
     let refused = |sentence: String| Err(PlanError::Refused(sentence));
-    let behind_gap = match target {
-        Target::Time(wanted) => {
-            gap.filter(|gap| gap.before_microseconds.is_none_or(|after| after <= *wanted))
-        }
-        _ => gap,
-    };
     match target {
         Target::With(gtid) if have.knows(gtid) == super::have::Known::Has => Ok(()),
-        _ if behind_gap.is_some() => refused(behind_gap.map(ToString::to_string).unwrap_or_default()),
+        // ▲ A time too: nothing later was met before the gap, so what is missing may be of before that time.
+        _ if gap.is_some() => refused(gap.map(ToString::to_string).unwrap_or_default()),
         Target::End => Ok(()),
         Target::Time(wanted) => match newest.max(walk.commit_times.map(|(_, latest)| latest)) {
             Some(newest) if newest >= *wanted => Ok(()),

@@ -132,15 +132,36 @@ impl LeftOut {
 pub struct Selection {
     have: Have,
     left_out: LeftOut,
+    reached: Owned,
 }
 
 impl Selection {
-    /// For a replica that has `owned`; what is in `left_out` it never gets.
+    /// For a replica that has `owned`; what is in `left_out` it never gets, and in the end it has `reached`.
     #[must_use]
-    pub fn new(owned: &Owned, left_out: LeftOut) -> Self {
+    pub fn new(owned: &Owned, left_out: LeftOut, reached: Owned) -> Self {
         Self {
             have: Have::owned(owned),
             left_out,
+            reached,
+        }
+    }
+
+    /// What the replica lacks at the end, when nothing more comes; empty when it has everything.
+    #[must_use]
+    pub fn lacks_at_the_end(&self) -> String {
+        match (&self.reached, self.have.to_owned()) {
+            (Owned::Mysql(reached), Owned::Mysql(has)) => reached.subtract(&has).to_string(),
+            (Owned::Mariadb(reached), Owned::Mariadb(has)) => {
+                let lacking = reached.iter().filter(|gtid| {
+                    has.get(gtid.domain)
+                        .is_none_or(|last| last.sequence < gtid.sequence)
+                });
+                lacking
+                    .map(|gtid| gtid.to_string())
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            }
+            _ => "the other family's transactions".to_owned(),
         }
     }
 
@@ -179,7 +200,7 @@ mod tests {
         if let Some(cut) = cut {
             left.cuts.add(&gtid(cut));
         }
-        Selection::new(owned, left)
+        Selection::new(owned, left, owned.clone())
     }
 
     fn verdicts(selection: &mut Selection, gtids: &[&str]) -> Vec<Verdict> {

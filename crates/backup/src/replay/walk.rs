@@ -110,11 +110,16 @@ impl Walk {
         !self.left_out.has(gtid) && self.have.provably_has(gtid)
     }
 
+    /// Without what is no history.
+    #[must_use]
+    pub fn history_of(&self, seen: &Seen) -> Seen {
+        self.left_out.cuts.history_of(seen)
+    }
+
     /// What is lacking before a file; what is left out on purpose is not.
     #[must_use]
     pub fn lacks_before(&self, previous: &PreviousGtids) -> Vec<String> {
-        let mut have = self.have.clone();
-        self.left_out.transactions.iter().for_each(|gtid| have.add(gtid));
+        let have = self.have.with_left_out(&self.left_out.transactions);
         have.lacks_before(&self.left_out.cuts.history_before(previous))
     }
 

@@ -54,9 +54,10 @@ impl Query {
     /// Whether something of a segment may be wanted.
     fn wants(&self, segment: &Segment) -> bool {
         match self {
-            Self::Transactions { since, until, .. } => segment
-                .commit_times
-                .is_some_and(|(earliest, latest)| earliest <= *until && latest >= *since),
+            Self::Transactions { since, until, .. } => {
+                let may_be = |(earliest, latest)| earliest <= *until && latest >= *since;
+                segment.transaction_count > 0 && segment.commit_times.is_none_or(may_be)
+            }
             Self::RowsOf(gtid) => match (&segment.transactions, gtid) {
                 (Seen::Mysql(set), gtid @ Gtid::Mysql(_)) => gtid.is_in(set),
                 (Seen::Mariadb(runs), Gtid::Mariadb(gtid)) => {
@@ -70,10 +71,12 @@ impl Query {
         }
     }
 
+    /// What MariaDB's recovery logs of a definition has the time 0: it may be of any.
     fn wants_transaction(&self, begin: &GtidEvent) -> bool {
         match self {
             Self::Transactions { since, until, .. } => {
-                (*since..=*until).contains(&begin.commit_time_microseconds)
+                let time = begin.commit_time_microseconds;
+                time == 0 || (*since..=*until).contains(&time)
             }
             Self::RowsOf(gtid) => begin.gtid == *gtid,
         }
@@ -320,5 +323,28 @@ impl Search<'_> {
             }
             Part::Continues | Part::Outside => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_without_a_time_may_be_of_any() {
+        let query = Query::Transactions {
+            table: None,
+            since: 10,
+            until: 20,
+        };
+        let at = |time: u64| GtidEvent {
+            gtid: Gtid::Mariadb("0-1-7".parse().unwrap()),
+            commit_time_microseconds: time,
+            transaction_length: None,
+            standalone: true,
+            definition: true,
+        };
+        let wanted = [0, 9, 10, 20, 21].map(|time| query.wants_transaction(&at(time)));
+        assert_eq!(wanted, [true, false, true, true, false]);
     }
 }

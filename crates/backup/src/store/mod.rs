@@ -7,24 +7,27 @@
 
 mod read;
 mod seal;
+mod unfinished;
 mod upload;
 
+use std::error::Error;
 use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use object_store::aws::{AmazonS3Builder, Checksum};
 use object_store::azure::MicrosoftAzureBuilder;
+use object_store::client::HttpError;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    ClientOptions, GetResult, ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, PutMode, PutPayload,
-    RetryConfig,
+    BackoffConfig, ClientOptions, GetResult, ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, PutMode,
+    PutPayload, RetryConfig,
 };
 
 pub use read::ObjectReader;
@@ -38,8 +41,8 @@ pub struct Store {
     prefix: Path,
     url: String,
     keys: Arc<Keys>,
-    /// On this machine.
-    local: bool,
+    /// Where it is on this machine.
+    directory: Option<PathBuf>,
 }
 
 /// What is known of an object without reading it.
@@ -109,14 +112,24 @@ pub enum StoreError {
     },
     /// It is encrypted, and not to us.
     #[error(
-        "{name} in the backup store {url} is encrypted, and no key here opens it: set backup_identity_file to the file \
-         with the age identity of one of its recipients"
+        "{name} in the backup store {url} is encrypted, and no key here opens it: put the age identity of one of its \
+         recipients into a file that backup_identity_file names, or into secret.conf as backup_identity"
     )]
     Sealed {
         /// The object.
         name: String,
         /// The store.
         url: String,
+    },
+    /// It is there and does not decrypt, though a key fits: it is not what was written.
+    #[error("cannot decrypt {name} in the backup store {url}")]
+    Undecryptable {
+        /// The object.
+        name: String,
+        /// The store.
+        url: String,
+        /// What is wrong with it.
+        source: std::io::Error,
     },
     /// Anything else, after retries.
     #[error("cannot {action} {name} in the backup store {url}")]
@@ -134,6 +147,13 @@ pub enum StoreError {
 
 /// How long one request is retried, with growing pauses, before the store counts as failed.
 const RETRY_LIMIT: Duration = Duration::from_mins(1);
+
+/// The pauses between tries: a server that was started again is found soon after.
+const BACKOFF: BackoffConfig = BackoffConfig {
+    init_backoff: Duration::from_millis(100),
+    max_backoff: Duration::from_secs(5),
+    base: 2.0,
+};
 
 /// How long the store may say nothing in the middle of an answer.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
@@ -194,7 +214,7 @@ impl Store {
             prefix: path,
             url: without_credentials(url),
             keys: Arc::default(),
-            local: false,
+            directory: None,
         })
     }
 
@@ -231,7 +251,7 @@ impl Store {
             prefix: Path::default(),
             url: url.to_string(),
             keys: Arc::default(),
-            local: true,
+            directory: Some(path),
         })
     }
 
@@ -260,9 +280,15 @@ impl Store {
         let bytes = bytes.map_err(|source| self.error("read", name, source))?;
         if sealed {
             let opened = self.keys.opened(&bytes);
-            opened
-                .map(Bytes::from)
-                .map_err(|error| self.cannot_open(name, error))
+            opened.map(Bytes::from).map_err(|error| match error {
+                // All of it is here: nothing else can have failed.
+                seal::OpenError::Failed(source) => StoreError::Undecryptable {
+                    name: name.to_owned(),
+                    url: self.url.clone(),
+                    source,
+                },
+                seal::OpenError::NoKey => self.cannot_open(name, error),
+            })
         } else {
             Ok(bytes)
         }
@@ -314,17 +340,37 @@ impl Store {
             return self.put_sealed_once(name, &content).await;
         }
         let payload = PutPayload::from_bytes(content.clone());
-        match self
-            .objects
-            .put_opts(&self.path(name), payload, PutMode::Create.into())
-            .await
-        {
-            Ok(_) => Ok(PutOnce::Written),
-            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+        match self.create(&self.path(name), payload).await {
+            Ok(true) => Ok(PutOnce::Written),
+            Ok(false) => {
                 let same = self.get(name).await? == content;
                 Ok(if same { PutOnce::Same } else { PutOnce::Different })
             }
             Err(source) => Err(self.error("write", name, source)),
+        }
+    }
+
+    /// Puts an object that is not there; whether it was not. `object_store` sends such a request once where its answer
+    /// was lost, since it may have arrived: whoever compares what is there can send it again.
+    async fn create(&self, path: &Path, payload: PutPayload) -> object_store::Result<bool> {
+        let begun = Instant::now();
+        let mut pause = BACKOFF.init_backoff;
+        loop {
+            let put = self
+                .objects
+                .put_opts(path, payload.clone(), PutMode::Create.into());
+            match put.await {
+                Ok(_) => return Ok(true),
+                Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                    return Ok(false);
+                }
+                Err(error) if is_unanswered(&error) && begun.elapsed() < RETRY_LIMIT => {
+                    tracing::info!("the backup store did not answer, which is tried again: {error}");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(BACKOFF.max_backoff);
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -333,12 +379,9 @@ impl Store {
         let sealed = self.keys.sealed(content);
         let sealed = sealed.map_err(|error| self.error("encrypt", name, generic(error)))?;
         let path = self.sealed_path(name);
-        let put = self
-            .objects
-            .put_opts(&path, PutPayload::from(sealed), PutMode::Create.into());
-        match put.await {
-            Ok(_) => return Ok(PutOnce::Written),
-            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {}
+        match self.create(&path, PutPayload::from(sealed)).await {
+            Ok(true) => return Ok(PutOnce::Written),
+            Ok(false) => {}
             Err(source) => return Err(self.error("write", name, source)),
         }
         let head = self.objects.get_range(&path, 0..seal::LONGEST_HEAD_BYTES).await;
@@ -457,6 +500,11 @@ impl Store {
                     source: Box::new(source),
                 }
             }
+            source if is_denied(&source) => StoreError::Denied {
+                name,
+                url,
+                source: Box::new(source),
+            },
             source => StoreError::Failed {
                 action,
                 name,
@@ -511,9 +559,32 @@ fn client(options: &[(String, String)]) -> ClientOptions {
 
 fn retry() -> RetryConfig {
     RetryConfig {
+        backoff: BACKOFF,
+        // The time is the limit: ten tries, its default, are over within seconds, and this many never are.
+        max_retries: 1000,
         retry_timeout: RETRY_LIMIT,
-        ..RetryConfig::default()
     }
+}
+
+/// Whether a request had no answer at all.
+fn is_unanswered(error: &object_store::Error) -> bool {
+    causes(error).any(<dyn Error>::is::<HttpError>)
+}
+
+/// Whether the store does not let one in. `object_store` says so by kind of all but listings, whose answer it gives in
+/// words only.
+fn is_denied(error: &object_store::Error) -> bool {
+    let is_denial = |text: &str| {
+        ["status code: 401", "status code: 403"]
+            .iter()
+            .any(|part| text.contains(part))
+    };
+    causes(error).any(|cause| is_denial(&cause.to_string()))
+}
+
+/// An error, its cause, and so on.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| Error::source(*error))
 }
 
 /// A URL with what stands before the host's `@` left out.

@@ -9,8 +9,9 @@ use super::{
 };
 
 /// Most bytes that are handed out at once: the tools' chunks are larger, and these stay in a processor's cache while
-/// they are checked, hashed and copied.
-const PIECE_BYTES: usize = 256 * 1024;
+/// they are checked, hashed and copied. Pieces of 128 KiB and more would have memory of their own from the system each,
+/// which takes a tenth of the time of all the rest.
+const PIECE_BYTES: usize = 64 * 1024;
 
 const WRONG_CHECKSUM: &str = "the chunk's checksum does not fit its content";
 

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use backup::archive::{ArchivedServer, FileReader, Index, Progress, Source, archive, file_number, holes};
+use backup::archive::{
+    ArchivedServer, Base, FileReader, Index, Progress, Source, archive, file_number, holes,
+};
 use backup::store::Store;
 use mysql_client::{Endpoint, ReadOnly, Server};
 use sandbox::server::BareServer;
@@ -17,10 +19,15 @@ use topology::Flavor;
 
 pub(crate) const LIMIT: Duration = Duration::from_mins(1);
 
+/// A server whose binlog files are short.
 pub(crate) async fn start(flavor: Flavor) -> BareServer {
-    let server = BareServer::start_with(flavor, "max-binlog-size=1M\nsecure-file-priv=\n")
-        .await
-        .unwrap();
+    start_with_files_of(flavor, "1M").await
+}
+
+/// A server whose binlog files have at most this size.
+pub(crate) async fn start_with_files_of(flavor: Flavor, size: &str) -> BareServer {
+    let settings = format!("max-binlog-size={size}\nsecure-file-priv=\n");
+    let server = BareServer::start_with(flavor, &settings).await.unwrap();
     writable(&server).await;
     let mut root = root(&server).await;
     root.execute("CREATE DATABASE app").await.unwrap();
@@ -65,7 +72,7 @@ pub(crate) async fn reset(server: &BareServer, to: &str) {
 
 /// A store in a directory, which can be taken away.
 pub(crate) struct Place {
-    directory: tempfile::TempDir,
+    pub(crate) directory: tempfile::TempDir,
     pub(crate) store: Store,
 }
 
@@ -103,6 +110,11 @@ pub(crate) struct Archiver {
 
 impl Archiver {
     pub(crate) fn start(server: &BareServer, store: &Store) -> Self {
+        Self::start_with(server, store, Vec::new())
+    }
+
+    /// The same where there are full backups.
+    pub(crate) fn start_with(server: &BareServer, store: &Store, bases: Vec<Base>) -> Self {
         let of = archived(server);
         let (publish, progress) = watch::channel(Progress::default());
         let own_store = store.clone();
@@ -112,7 +124,8 @@ impl Archiver {
             loop {
                 let mut index = Index::default();
                 if index.refresh(&own_store).await.is_ok() {
-                    let _ended = archive(&own_store, &of, &mut index, &[], &publish, stopped.clone()).await;
+                    let _ended =
+                        archive(&own_store, &of, &mut index, &bases, &publish, stopped.clone()).await;
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -122,6 +135,10 @@ impl Archiver {
 
     pub(crate) fn kill(self) {
         self.task.abort();
+    }
+
+    pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
     }
 
     pub(crate) async fn until(&mut self, condition: impl Fn(&Progress) -> bool) {
@@ -141,6 +158,16 @@ impl Archiver {
                 && progress.heard.is_some()
         })
         .await;
+    }
+}
+
+/// As if a full backup had just been made.
+pub(crate) async fn backed_up(server: &BareServer) -> Base {
+    let now = jiff::Timestamp::now().as_microsecond();
+    Base {
+        name: "a full backup".to_owned(),
+        transactions: root(server).await.transactions().await.unwrap(),
+        ended_microseconds: u64::try_from(now).unwrap(),
     }
 }
 
@@ -213,8 +240,8 @@ impl Stopped {
 }
 
 /// Every file of the server is in the archive, byte for byte; the closed ones whole; nothing is missing.
-pub(crate) async fn is_identical(server: &BareServer, place: &Place) {
-    let index = Index::load(&place.store).await.unwrap();
+pub(crate) async fn is_identical(server: &BareServer, store: &Store) {
+    let index = Index::load(store).await.unwrap();
     assert_eq!(holes(&index, &[]), []);
     assert!(index.damaged().is_empty());
     let mut root = root(server).await;
@@ -226,7 +253,7 @@ pub(crate) async fn is_identical(server: &BareServer, place: &Place) {
     for (name, length) in closed {
         let on_disk = std::fs::read(server.config().binlog_directory.join(name)).unwrap();
         assert_eq!(on_disk.len() as u64, *length);
-        let archived = concatenated(&index, place, line, name).await;
+        let archived = concatenated(&index, store, line, name).await;
         assert!(
             archived == without_in_use(on_disk),
             "{name} is not what the server wrote"
@@ -238,16 +265,16 @@ pub(crate) async fn is_identical(server: &BareServer, place: &Place) {
     // Of the current file the begin.
     let on_disk = without_in_use(std::fs::read(server.config().binlog_directory.join(&current.0)).unwrap());
     if index.file(line, &current.0).is_some() {
-        let archived = concatenated(&index, place, line, &current.0).await;
+        let archived = concatenated(&index, store, line, &current.0).await;
         assert!(on_disk.starts_with(&archived));
     }
 }
 
-pub(crate) async fn concatenated(index: &Index, place: &Place, line: &Source, name: &str) -> Vec<u8> {
+pub(crate) async fn concatenated(index: &Index, store: &Store, line: &Source, name: &str) -> Vec<u8> {
     let file = index
         .file(line, name)
         .unwrap_or_else(|| panic!("{name} is not in the archive"));
-    let mut reader = FileReader::open(&place.store, file, 0, None).unwrap();
+    let mut reader = FileReader::open(store, file, 0, None).unwrap();
     let mut bytes = Vec::new();
     while let Some(block) = reader.next().await.unwrap() {
         bytes.extend_from_slice(&block);

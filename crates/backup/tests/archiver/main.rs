@@ -2,8 +2,24 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
+macro_rules! on_both_flavors {
+    ($($name:ident),*) => {
+        mod mariadb {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(topology::Flavor::Mariadb).await; })*
+        }
+        mod mysql {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(topology::Flavor::Mysql).await; })*
+        }
+    };
+}
+
 mod files;
 mod harness;
+mod network;
+mod takeover;
+mod trouble;
 
 use std::time::Duration;
 
@@ -64,7 +80,7 @@ async fn the_archive_is_what_the_server_wrote(flavor: Flavor) {
     every_kind(&server).await;
     flush(&server).await;
     archiver.has_everything(&server).await;
-    is_identical(&server, &place).await;
+    is_identical(&server, &place.store).await;
     assert!(writer.written > 500);
 
     // Compacted it is the same.
@@ -75,7 +91,7 @@ async fn the_archive_is_what_the_server_wrote(flavor: Flavor) {
     for segment in superseded(&index) {
         remove(&place.store, &segment).await.unwrap();
     }
-    is_identical(&server, &place).await;
+    is_identical(&server, &place.store).await;
 
     // File names begin anew: another line.
     archiver.kill();
@@ -86,7 +102,7 @@ async fn the_archive_is_what_the_server_wrote(flavor: Flavor) {
     let index = Index::load(&place.store).await.unwrap();
     let lines: Vec<u32> = index.sources().map(Source::resets).collect();
     assert_eq!(lines, [0, 1]);
-    is_identical(&server, &place).await;
+    is_identical(&server, &place.store).await;
 
     // Once more, to where the numbers get a digit.
     archiver.kill();
@@ -106,7 +122,7 @@ async fn the_archive_is_what_the_server_wrote(flavor: Flavor) {
     let names: Vec<&str> = index.files(line).map(ArchivedFile::name).collect();
     let expected = ["binlog.999998", "binlog.999999", "binlog.1000000"];
     assert_eq!(names[..3], expected);
-    is_identical(&server, &place).await;
+    is_identical(&server, &place.store).await;
 }
 
 /// DDL, long rows, XA, compression, tags, loaded files.

@@ -1,4 +1,4 @@
-//! A source with nothing to say for longer than a replica bears silence.
+//! A source with nothing to say for longer than a replica bears silence, and one with more than a replica can take.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,16 +16,16 @@ use topology::Flavor;
 
 use crate::history::binlog_files;
 
-/// A replica that hears nothing for two seconds connects again; it asks for a heartbeat a second.
+/// A replica that hears nothing for six seconds connects again; it asks for a heartbeat a second.
 fn impatient(flavor: Flavor) -> &'static str {
     match flavor {
-        Flavor::Mariadb => "slave_net_timeout = 2\n",
-        Flavor::Mysql => "replica_net_timeout = 2\nperformance_schema = ON\n",
+        Flavor::Mariadb => "slave_net_timeout = 6\nmax_relay_log_size = 1M\n",
+        Flavor::Mysql => "replica_net_timeout = 6\nmax_relay_log_size = 1M\nperformance_schema = ON\n",
     }
 }
 
 /// More than come within the time that a replica waits in silence.
-const ENOUGH_HEARTBEATS: u64 = 5;
+const ENOUGH_HEARTBEATS: u64 = 8;
 
 #[tokio::test]
 async fn a_mariadb_replica_stays_while_its_source_is_silent() {
@@ -60,9 +60,10 @@ async fn a_silence_is_bridged_by_heartbeats(flavor: Flavor) {
         .await
         .unwrap();
     let wish = Wish {
-        reached: plan.reached,
+        reached: plan.reached.clone(),
         served_ids: plan.served_ids,
         settings: replay_settings(flavor, Durability::Relaxed, 2),
+        certificate_file: replica.config().run_directory.join("source.pem"),
     };
     let (release, released) = watch::channel(false);
     let readings = Arc::new(AtomicU32::new(0));
@@ -70,6 +71,7 @@ async fn a_silence_is_bridged_by_heartbeats(flavor: Flavor) {
         history: LocalHistory {
             ranges: plan.ranges,
             left_out: plan.left_out,
+            reached: plan.reached,
         },
         released,
         readings: Arc::clone(&readings),
@@ -84,6 +86,86 @@ async fn a_silence_is_bridged_by_heartbeats(flavor: Flavor) {
     assert_eq!(readings.load(Ordering::Relaxed), 1, "it never connected again");
     let rows = root.query_value("SELECT COUNT(*) FROM app.t").await.unwrap();
     assert_eq!(rows.as_deref(), Some("3"));
+    what_is_not_applied_is_bounded(&source, &replica).await;
+}
+
+/// Transactions of so many bytes, and how many.
+const TRANSACTION_BYTES: u64 = 300_000;
+const TRANSACTIONS: u64 = 40;
+
+/// Two relay log files of 1 MiB, a portion of half of one, and the transactions at their ends.
+const LARGEST_RELAY_LOGS_BYTES: u64 = 4 << 20;
+
+/// While the applier cannot go on, no more is received than fits into two relay log files; then it goes on to the end.
+async fn what_is_not_applied_is_bounded(source: &BareServer, replica: &BareServer) {
+    let mut root = source.connect_as_root().await.unwrap();
+    root.execute("ALTER TABLE app.t ADD COLUMN text LONGTEXT")
+        .await
+        .unwrap();
+    let definition = root.transactions().await.unwrap();
+    if source.flavor() == Flavor::Mysql {
+        root.execute("SET SESSION binlog_transaction_compression = OFF")
+            .await
+            .unwrap();
+    }
+    for number in 0..TRANSACTIONS {
+        let insert = format!(
+            "INSERT INTO app.t VALUES ({}, REPEAT('x', {TRANSACTION_BYTES}))",
+            100 + number
+        );
+        root.execute(&insert).await.unwrap();
+    }
+    root.execute("FLUSH BINARY LOGS").await.unwrap();
+    let mut holder = replica.connect_as_root().await.unwrap();
+    holder.execute("LOCK TABLES app.t READ").await.unwrap();
+
+    let mut root = replica.connect_as_root().await.unwrap();
+    let mut observer = replica.connect_as_root().await.unwrap();
+    let before = settings_before(&mut root).await.unwrap();
+    let have = Have::transactions(&root.transactions().await.unwrap());
+    let plan = plan_local(&binlog_files(source), &have, &Target::End, LeftOut::default())
+        .await
+        .unwrap();
+    let wish = Wish {
+        reached: plan.reached.clone(),
+        served_ids: plan.served_ids,
+        settings: replay_settings(replica.flavor(), Durability::Relaxed, 2),
+        certificate_file: replica.config().run_directory.join("source.pem"),
+    };
+    let history = LocalHistory {
+        ranges: plan.ranges,
+        left_out: plan.left_out,
+        reached: plan.reached,
+    };
+    let watching = async {
+        // As much as is received while nothing is applied: it has stopped growing.
+        let (mut last, mut same) = (0, 0);
+        while same < 10 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let state = observer.replay_state().await.unwrap();
+            let now = state.map_or(0, |state| state.relay_log_bytes);
+            same = if now == last && now > 1 << 20 { same + 1 } else { 0 };
+            last = now;
+        }
+        assert!(last < LARGEST_RELAY_LOGS_BYTES, "{last} bytes wait in relay logs");
+        assert!(
+            !observer
+                .transactions()
+                .await
+                .unwrap()
+                .lacks(&definition)
+                .is_nothing()
+        );
+        holder.execute("UNLOCK TABLES").await.unwrap();
+    };
+    let watching = async {
+        let watched = tokio::time::timeout(Duration::from_mins(1), watching);
+        watched.await.expect("the relay logs never become full");
+    };
+    let (applied, ()) = tokio::join!(apply(&mut root, history, &wish, &before, |_| {}), watching);
+    applied.unwrap();
+    let rows = root.query_value("SELECT COUNT(*) FROM app.t").await.unwrap();
+    assert_eq!(rows, Some((3 + TRANSACTIONS).to_string()));
 }
 
 async fn wait_for_heartbeats(server: &mut Server) {

@@ -2,11 +2,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
+#[expect(dead_code, reason = "it is the archiver's tests' own")]
+#[path = "../archiver/harness.rs"]
+mod archiver;
 mod history;
 mod idle;
 mod work;
 
-use backup::replay::{Have, LeftOut, LocalHistory, Target, Wish, apply, plan_local, settings_before};
+use std::process::Command;
+
+use archiver::{Archiver, Place, archived};
+use backup::archive::{ArchivedFile, Index, Segment, line_of, remove};
+use backup::replay::{
+    ArchivedHistory, Have, LeftOut, LocalHistory, Target, Wish, apply, plan, plan_local, settings_before,
+};
 use mysql_client::replay::{Durability, Settings, replay_settings};
 use mysql_client::replication_server::Owned;
 use mysql_client::{ReadOnly, Server};
@@ -16,48 +25,36 @@ use topology::Flavor;
 use history::{binlog_files, record};
 use work::{Step, checksums, steps};
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mariadb_replica_stops_exactly_where_it_should() {
     every_step_is_reached_exactly(Flavor::Mariadb).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mysql_replica_stops_exactly_where_it_should() {
     every_step_is_reached_exactly(Flavor::Mysql).await;
 }
 
-/// One replica goes from target to target over everything that a binlog can hold, and is compared with what the source
-/// had at that transaction.
+/// One replica goes from target to target over everything that a binlog can hold, from the archive and from the source's
+/// files in turn, and is compared with what the source had at that transaction.
 async fn every_step_is_reached_exactly(flavor: Flavor) {
-    let (source, done) = worked_source(flavor).await;
+    let place = Place::new();
+    let (source, done) = worked_source(flavor, &place).await;
     let files = binlog_files(&source);
     let recorded = record(&files);
     let replica = BareServer::start_with(flavor, work::SETTINGS).await.unwrap();
     let mut root = replica.connect_as_root().await.unwrap();
     let before = settings_before(&mut root).await.unwrap();
     settings_are_relaxed_and_put_back(&mut root, &before).await;
-    for (step, sums) in &done {
+    for (number, (step, sums)) in done.iter().enumerate() {
         let last = recorded.gtids[recorded.last_of(&step.executed)].clone();
-        let have = Have::transactions(&root.transactions().await.unwrap());
-        let plan = plan_local(&files, &have, &Target::With(last), LeftOut::default())
-            .await
-            .unwrap_or_else(|error| panic!("{}: {error}", step.name));
-        let wish = Wish {
-            reached: plan.reached,
-            served_ids: plan.served_ids,
-            settings: replay_settings(flavor, Durability::Relaxed, 4),
-        };
-        let history = LocalHistory {
-            ranges: plan.ranges,
-            left_out: plan.left_out,
-        };
-        apply(&mut root, history, &wish, &before, |_| {})
-            .await
-            .unwrap_or_else(|error| panic!("{}: {error}", step.name));
+        let files = if number % 2 == 0 { &files[..] } else { &[] };
+        let reached = replay(&replica, &place, files, Target::With(last)).await;
+        let reached = reached.unwrap_or_else(|error| panic!("{}: {error}", step.name));
         assert_eq!(&checksums(&mut root).await, sums, "after {}", step.name);
         assert_eq!(
             executed(&mut root, "gtid_slave_pos").await,
-            wish.reached,
+            reached,
             "nothing beyond {} was applied",
             step.name
         );
@@ -68,6 +65,123 @@ async fn every_step_is_reached_exactly(flavor: Flavor) {
             "the settings are back"
         );
     }
+    right_or_refused_by_name(&source, &replica, &place, &done.last().unwrap().1).await;
+}
+
+/// A damaged archive: a replay stops at the damage, and goes on past it with what another server's archive has; without
+/// that, none begins.
+async fn right_or_refused_by_name(source: &BareServer, replica: &BareServer, place: &Place, sums: &[String]) {
+    // By itself: an archiver begins where nothing is missing.
+    let beside = Place::new();
+    let mut archiver = Archiver::start(replica, &beside.store);
+    archiver.has_everything(replica).await;
+    archiver.kill();
+    let mut root = replica.connect_as_root().await.unwrap();
+    empty(&mut root).await;
+    let index = Index::load(&place.store).await.unwrap();
+    let source = line_of(&archived(source), &index).await.unwrap().unwrap();
+    let segments: Vec<&Segment> = index.files(source).flat_map(ArchivedFile::segments).collect();
+    let with_transactions = segments.iter().filter(|segment| segment.transaction_count > 0);
+    let middle = *with_transactions
+        .clone()
+        .nth(with_transactions.count() / 2)
+        .unwrap();
+
+    let path = place.directory.path().join("store").join(middle.object());
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let stopped = replay(replica, place, &[], Target::End).await.unwrap_err();
+    assert!(
+        stopped.contains(&middle.object()) && stopped.contains("damaged"),
+        "{stopped}"
+    );
+    let [from, to] = [&beside, place].map(|place| place.directory.path().join("store"));
+    let copied = Command::new("cp")
+        .arg("-r")
+        .arg(from.join("binlog"))
+        .arg(to)
+        .status();
+    assert!(copied.unwrap().success());
+    remove(&place.store, middle).await.unwrap();
+    replay(replica, place, &[], Target::End).await.unwrap();
+    assert_eq!(checksums(&mut root).await, sums);
+
+    for file in Index::load(&beside.store).await.unwrap().all_files() {
+        for segment in file.segments() {
+            remove(&place.store, segment).await.unwrap();
+        }
+    }
+    empty(&mut root).await;
+    let refused = replay(replica, place, &[], Target::End).await.unwrap_err();
+    assert!(refused.contains("nowhere"), "{refused}");
+    assert_eq!(checksums(&mut root).await, [""; 0], "nothing was applied");
+}
+
+/// Brings a server to a target, from these files or from the archive; what it has then, or why not.
+async fn replay(
+    replica: &BareServer,
+    place: &Place,
+    files: &[std::path::PathBuf],
+    target: Target,
+) -> Result<Owned, String> {
+    let mut root = replica.connect_as_root().await.unwrap();
+    let before = settings_before(&mut root).await.unwrap();
+    let have = Have::transactions(&root.transactions().await.unwrap());
+    let wish = |reached: &Owned, served_ids| Wish {
+        reached: reached.clone(),
+        served_ids,
+        settings: replay_settings(replica.flavor(), Durability::Relaxed, 4),
+        certificate_file: replica.config().run_directory.join("source.pem"),
+    };
+    let said = |error: &dyn std::fmt::Display| error.to_string();
+    if files.is_empty() {
+        let index = Index::load(&place.store).await.unwrap();
+        let plan = plan(&place.store, &index, &have, &target, LeftOut::default())
+            .await
+            .map_err(|error| said(&error))?;
+        let wish = wish(&plan.reached, plan.served_ids);
+        let history = ArchivedHistory {
+            store: place.store.clone(),
+            ranges: plan.ranges,
+            left_out: plan.left_out,
+            reached: plan.reached,
+        };
+        let applied = apply(&mut root, history, &wish, &before, |_| {}).await;
+        return applied.map(|()| wish.reached).map_err(|error| said(&error));
+    }
+    let plan = plan_local(files, &have, &target, LeftOut::default())
+        .await
+        .map_err(|error| said(&error))?;
+    let wish = wish(&plan.reached, plan.served_ids);
+    let history = LocalHistory {
+        ranges: plan.ranges,
+        left_out: plan.left_out,
+        reached: plan.reached,
+    };
+    let applied = apply(&mut root, history, &wish, &before, |_| {}).await;
+    applied.map(|()| wish.reached).map_err(|error| said(&error))
+}
+
+/// As if it had never applied anything.
+async fn empty(root: &mut Server) {
+    let forget: &[&str] = match root.flavor() {
+        Flavor::Mariadb => &["RESET MASTER", "SET GLOBAL gtid_slave_pos = ''"],
+        Flavor::Mysql => &["RESET BINARY LOGS AND GTIDS"],
+    };
+    assert_eq!(root.set_read_only(false).await.unwrap(), ReadOnly::Done);
+    for sql in [
+        "SET SESSION sql_log_bin = 0",
+        "DROP DATABASE app",
+        "SET SESSION sql_log_bin = 1",
+    ] {
+        root.execute(sql).await.unwrap();
+    }
+    for sql in forget {
+        root.execute(sql).await.unwrap();
+    }
+    assert_eq!(root.set_read_only(true).await.unwrap(), ReadOnly::Done);
 }
 
 /// Each setting that the server has is changed, one that it lacks is an error unless it is for speed alone, and
@@ -96,9 +210,13 @@ struct Done {
     executed: Owned,
 }
 
-/// A server on which every step was done, with what it had after each.
-async fn worked_source(flavor: Flavor) -> (BareServer, Vec<(Done, Vec<String>)>) {
+/// After so many steps the archiver is waited for, so that it makes segments.
+const STEPS_OF_A_SEGMENT: usize = 4;
+
+/// A server on which every step was done, with what it had after each; all of it is archived.
+async fn worked_source(flavor: Flavor, place: &Place) -> (BareServer, Vec<(Done, Vec<String>)>) {
     let source = BareServer::start_with(flavor, work::SETTINGS).await.unwrap();
+    let mut archiver = Archiver::start(&source, &place.store);
     let mut root = source.connect_as_root().await.unwrap();
     assert_eq!(root.set_read_only(false).await.unwrap(), ReadOnly::Done);
     // A session with a prepared transaction cannot look at tables.
@@ -112,8 +230,13 @@ async fn worked_source(flavor: Flavor) -> (BareServer, Vec<(Done, Vec<String>)>)
         }
         let executed = executed(&mut other, "gtid_binlog_pos").await;
         done.push((Done { name, executed }, checksums(&mut other).await));
+        if done.len() % STEPS_OF_A_SEGMENT == 0 {
+            archiver.has_everything(&source).await;
+        }
     }
     root.execute("FLUSH BINARY LOGS").await.unwrap();
+    archiver.has_everything(&source).await;
+    archiver.kill();
     (source, done)
 }
 

@@ -4,9 +4,10 @@ use mysql_client::Server;
 use sandbox::server::BareServer;
 use topology::Flavor;
 
-/// Durability is not what these tests are about.
+/// Durability is not what these tests are about. Of relay logs no more than two files may wait, and there are transactions
+/// that are larger.
 pub(crate) const SETTINGS: &str =
-    "sync_binlog = 0\ninnodb_flush_log_at_trx_commit = 2\nsecure_file_priv = \"\"\n";
+    "sync_binlog = 0\ninnodb_flush_log_at_trx_commit = 2\nsecure_file_priv = \"\"\nmax_relay_log_size = 1M\n";
 
 /// Statements of one session after which the source is compared.
 pub(crate) struct Step {

@@ -8,11 +8,11 @@ use std::time::{Duration, SystemTime};
 
 use api::archive::ArchiveOrder;
 use backup::archive::{
-    ArchivedFile, ArchivedServer, Base, ClosedFile, Held, Index, Source, held, line_of, lost_objects,
-    may_be_held, previous_of,
+    ArchivedFile, ArchivedServer, Base, ClosedFile, Held, Index, Source, held, line_of, may_be_held,
+    previous_of, what_is_there,
 };
 use backup::full::claim_store;
-use backup::store::{Store, StoreError};
+use backup::store::Store;
 use mysql_client::binlog::PreviousGtids;
 use mysql_client::{Endpoint, Server};
 use tokio::time::Instant;
@@ -131,10 +131,11 @@ async fn provable(
     };
     // Another cluster's archive says nothing of this server's files.
     claim_store(store, cluster).await?;
+    let damage = parts.report.borrow().damage.clone();
+    memory.index.forget(&damage.indexes);
     memory.index.refresh(store).await?;
     let bases = bases(store).await?;
-    let oldest = bases.iter().min_by_key(|base| base.ended_microseconds);
-    let there = what_is_there(store, &memory.index).await?;
+    let there = what_is_there(store, &memory.index, &damage.segments).await?;
     let reader = parts.server(&identity)?;
     // The server would end the archiver's connection for another one of the same id.
     let reader = ArchivedServer {
@@ -165,7 +166,7 @@ async fn provable(
         let archive = Archive {
             own,
             there: &there,
-            oldest,
+            bases: &bases,
         };
         if let Some(missing) = missing(&reader, (file, next), &archive, (&begin, &end), memory).await? {
             found.why_not = Some(format!(
@@ -186,7 +187,8 @@ struct Archive<'a> {
     /// The file of that name in the server's last line.
     own: Option<&'a ArchivedFile>,
     there: &'a Index,
-    oldest: Option<&'a Base>,
+    /// Every full backup.
+    bases: &'a [Base],
 }
 
 /// What of a file is not in the archive; `None`: everything is.
@@ -197,8 +199,8 @@ async fn missing(
     (begin, end): (&PreviousGtids, &PreviousGtids),
     memory: &mut Memory,
 ) -> anyhow::Result<Option<String>> {
-    let Archive { own, there, oldest } = *archive;
-    if !may_be_held(own, file.length, there, oldest, begin, end) {
+    let Archive { own, there, bases } = *archive;
+    if !may_be_held(own, file.length, there, bases, begin, end) {
         return Ok(Some(format!("what was logged after {}", shown(begin))));
     }
     let key = (file.name.clone(), file.length);
@@ -212,7 +214,7 @@ async fn missing(
         length: file.length,
         next: &next.name,
     };
-    match held(reader, closed, own, there, oldest).await? {
+    match held(reader, closed, own, there, bases).await? {
         Held::Bytes | Held::Transactions => {
             memory.doubtful.remove(&key);
             Ok(None)
@@ -234,15 +236,6 @@ fn shown(list: &PreviousGtids) -> String {
     } else {
         text
     }
-}
-
-/// The index without the segments whose bytes are gone from the store.
-async fn what_is_there(store: &Store, index: &Index) -> Result<Index, StoreError> {
-    let mut there = index.clone();
-    for segment in lost_objects(store, index).await? {
-        there.remove(&segment);
-    }
-    Ok(there)
 }
 
 /// Why a file should go.
@@ -277,7 +270,8 @@ fn read_by_all(order: Option<&ArchiveOrder>, previous: &PreviousGtids) -> bool {
         .is_some_and(|others| others.iter().all(|has| has_all(has, previous)))
 }
 
-fn has_all(has: &Transactions, previous: &PreviousGtids) -> bool {
+/// Whether a server has everything that was logged before a file.
+pub(crate) fn has_all(has: &Transactions, previous: &PreviousGtids) -> bool {
     match (has, previous) {
         (Transactions::Mysql(set), PreviousGtids::Mysql(before)) => set.contains(before),
         (Transactions::Mariadb(history), PreviousGtids::Mariadb(before)) => before.iter().all(|gtid| {
@@ -344,6 +338,7 @@ mod tests {
         let previous = PreviousGtids::Mariadb("0-1-10,0-2-20".parse().unwrap());
         let order = |others: Option<&[&str]>| ArchiveOrder {
             archive: false,
+            takes_over: false,
             others_have: others.map(|others| {
                 others
                     .iter()

@@ -10,6 +10,7 @@ use std::thread;
 
 use backup::manifest::Packing;
 use backup::store::{Keys, Store, StoreError};
+use mysql_client::credentials::{Password, SecretFile};
 use serde::Deserialize;
 
 use super::{ConfigError, InstanceConfig};
@@ -35,6 +36,19 @@ pub enum Compression {
     Zstd,
     /// For tools that know nothing else.
     Gzip,
+}
+
+/// With what servers of MySQL are copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackupTool {
+    /// `XtraBackup` where one is installed that fits the server; else the server clones itself.
+    #[default]
+    Auto,
+    /// The server clones itself.
+    Clone,
+    /// `XtraBackup`, or there is no backup.
+    Xtrabackup,
 }
 
 /// zstd's own default; with two threads it keeps up with a disk.
@@ -84,14 +98,14 @@ impl InstanceConfig {
     /// The store, if one is configured. No request is made yet.
     ///
     /// # Errors
-    /// When its URL or an option is not understood.
-    pub fn store(&self) -> Result<Option<Store>, StoreError> {
+    /// When its URL, an option or a key of its encryption is not understood.
+    pub fn store(&self, secrets: &SecretFile) -> Result<Option<Store>, StoreError> {
         let Some(url) = self.backup_store.as_deref() else {
             return Ok(None);
         };
         let options: Vec<(String, String)> = self.backup_store_options.0.clone().into_iter().collect();
         let store = Store::open(url, &options)?;
-        let keys = self.keys().map_err(|reason| StoreError::Configuration {
+        let keys = self.keys(secrets).map_err(|reason| StoreError::Configuration {
             url: store.url().to_owned(),
             reason,
         })?;
@@ -99,14 +113,22 @@ impl InstanceConfig {
     }
 
     /// What the store is encrypted with.
-    fn keys(&self) -> Result<Keys, String> {
+    fn keys(&self, secrets: &SecretFile) -> Result<Keys, String> {
+        let secret = secrets.backup_identity().map(Password::expose);
         let Some(path) = &self.backup_identity_file else {
-            return Keys::parse(&self.backup_recipients, None).map_err(|error| error.to_string());
+            return Keys::parse(&self.backup_recipients, secret).map_err(|error| error.to_string());
         };
         let in_file =
             |error: &dyn fmt::Display| format!("backup_identity_file `{}`: {error}", path.display());
         let text = fs::read_to_string(path).map_err(|error| in_file(&error))?;
         warn_of_readers(path);
+        // `MYSQL_SERVICE_BACKUP_IDENTITY_FILE` is both: this key, and the twin of the secret.
+        if secret.is_some_and(|secret| secret.trim() != text.trim()) {
+            return Err(format!(
+                "there is a backup_identity among the secrets, and another one in backup_identity_file `{}`: keep one",
+                path.display()
+            ));
+        }
         Keys::parse(&self.backup_recipients, Some(&text)).map_err(|error| in_file(&error))
     }
 
@@ -146,6 +168,16 @@ impl InstanceConfig {
         }
         if let Err(error) = Keys::parse(&self.backup_recipients, None) {
             return invalid(format!("backup_recipients: {error}"));
+        }
+        if let Some(program) = self
+            .xtrabackup_program
+            .as_ref()
+            .filter(|path| !path.is_absolute())
+        {
+            return invalid(format!(
+                "xtrabackup_program = `{}` must be an absolute path",
+                program.display()
+            ));
         }
         let staging = self.staging();
         if !staging.is_absolute() || staging.starts_with(&self.data_directory) {
@@ -207,6 +239,29 @@ fn real(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_identity_is_a_file_or_a_secret_and_not_two() {
+        let key = "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX";
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("identity.txt");
+        fs::write(&file, format!("# a comment\n{key}\n")).unwrap();
+        let secrets = |text: &str| SecretFile::parse(text.as_bytes(), "secret.conf").unwrap();
+        let (none, same) = (secrets(""), secrets(&format!("backup_identity={key}")));
+        let mut config = InstanceConfig::parse(
+            "id = \"a\"\naddress = \"127.0.0.1:3306\"\nagent_listen = \"127.0.0.1:3411\"\n",
+        )
+        .unwrap();
+        assert!(config.keys(&none).is_ok());
+        assert!(config.keys(&same).is_ok());
+        assert!(config.keys(&secrets("backup_identity=nonsense")).is_err());
+        config.backup_identity_file = Some(file.clone());
+        assert!(config.keys(&none).is_ok());
+        let error = config.keys(&same).unwrap_err();
+        assert!(error.contains("keep one") && !error.contains("SECRET"), "{error}");
+        fs::write(&file, format!("{key}\n")).unwrap();
+        assert!(config.keys(&same).is_ok());
+    }
 
     #[test]
     fn directories_overlap_through_links_and_before_they_exist() {

@@ -1,32 +1,52 @@
 //! What a monitor's reply makes the driver do.
 
-use anyhow::Context as _;
 use api::agent::HeartbeatReply;
 use mysql_client::Error;
-use mysql_client::credentials::SecretFile;
+use topology::ClusterId;
 
-use super::Driver;
 use super::jobs::Done;
+use super::{Driver, Phase};
 use crate::config::InstanceConfig;
-use crate::fence::{self, Verdict};
+use crate::fence::{self, Closed, Verdict};
 use crate::reload;
 
 impl Driver {
     /// The configuration and the secrets were read again.
-    pub(super) fn on_reloaded(&mut self, config: &InstanceConfig, secrets: SecretFile) {
+    pub(super) fn on_reloaded(&mut self, config: &InstanceConfig) {
         let difference = reload::take_over(&mut self.starter.config, config);
-        self.secrets = secrets;
         tracing::info!("{}", difference.sentence());
     }
 
-    pub(super) fn on_heard(&mut self, reply: &HeartbeatReply) -> anyhow::Result<()> {
+    /// A server that is not running opens its logs when it is started; one that does not let root in is told when it
+    /// does.
+    pub(super) fn reopen_logs(&mut self) {
+        let Some(sessions) = self.sessions().cloned() else {
+            self.logs_were_moved = matches!(self.phase, Phase::Starting { .. } | Phase::Running { .. });
+            return;
+        };
+        self.logs_were_moved = false;
+        self.jobs.push(Box::pin(async move {
+            let reopen = async {
+                let mut worker = sessions.worker().await?;
+                let outcome = worker.reopen_logs().await;
+                worker.give_back(outcome)
+            };
+            match reopen.await {
+                Ok(()) => tracing::debug!("the server has opened its error log and its slow log anew"),
+                Err(error) => tracing::error!("the server does not open its logs anew: {error}"),
+            }
+            Done::Replied
+        }));
+    }
+
+    pub(super) fn on_heard(&mut self, reply: &HeartbeatReply) {
         let verdict = fence::judge(reply, &self.identity, &self.notes);
         if fence::remember(&mut self.notes, &verdict, reply.generation) {
             self.save_notes();
             self.refresh();
         }
         if verdict == Verdict::Stale {
-            return Ok(());
+            return;
         }
         if let Verdict::OtherCluster { monitor } = &verdict {
             if self.verdict.as_ref() != Some(&verdict) {
@@ -47,15 +67,10 @@ impl Driver {
                 self.verdict = Some(verdict);
                 self.refresh();
             }
-            return Ok(());
+            return;
         }
         if self.identity.cluster.is_none() {
-            self.identity.cluster = Some(reply.cluster.clone());
-            self.identity
-                .save(&self.starter.config.data_directory)
-                .context("remember the cluster that the data belongs to")?;
-            tracing::info!(cluster = %reply.cluster, "the data belongs to this cluster from now on");
-            self.refresh();
+            self.join(&reply.cluster);
         }
         self.tell(&verdict);
         self.orders.send_if_modified(|order| {
@@ -63,15 +78,33 @@ impl Driver {
             order.clone_from(&reply.archive);
             changed
         });
-        let deposed = matches!(verdict, Verdict::Other { deposed: true, .. })
-            && self.verdict.as_ref() != Some(&verdict);
+        let deposed = matches!(verdict, Verdict::Other { deposed: true, .. });
         let forbids = verdict.forbids_writes();
         self.verdict = Some(verdict);
         self.refresh();
         if forbids {
             self.fence(deposed);
         }
-        Ok(())
+    }
+
+    /// The data is this cluster's. Where that cannot be written down, on a full disk say, it is tried again after the
+    /// next reply.
+    fn join(&mut self, cluster: &ClusterId) {
+        let mut identity = self.identity.clone();
+        identity.cluster = Some(cluster.clone());
+        match identity.save(&self.starter.config.data_directory) {
+            Ok(()) => {
+                tracing::info!(%cluster, "the data belongs to this cluster from now on");
+                self.identity = identity;
+                self.cluster_unsaved = false;
+                self.refresh();
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.cluster_unsaved, true) {
+                    tracing::error!("the cluster that the data belongs to cannot be remembered: {error:#}");
+                }
+            }
+        }
     }
 
     /// Says once what a new verdict means.
@@ -102,7 +135,8 @@ impl Driver {
         }
     }
 
-    /// Makes the server read-only if it is not; ends its clients' connections too when it was the master.
+    /// Makes the server read-only if it is not; ends its clients' connections too when it was the master. What cannot be
+    /// done now is done after a later reply.
     fn fence(&mut self, clients_too: bool) {
         let Some(sessions) = self.sessions().cloned() else {
             return;
@@ -117,13 +151,43 @@ impl Driver {
                 let outcome = fence::close(&mut guard, clients_too).await;
                 guard.give_back(outcome)
             };
-            Done::Fenced(match tokio::time::timeout(fence::CLOSE_LIMIT, close).await {
+            let outcome = match tokio::time::timeout(fence::CLOSE_LIMIT, close).await {
                 Ok(outcome) => outcome,
                 Err(_) => Err(Error::Unexpected(format!(
                     "the server was not made read-only within {} s",
                     fence::CLOSE_LIMIT.as_secs()
                 ))),
-            })
+            };
+            Done::Fenced { outcome, clients_too }
         }));
+    }
+
+    pub(super) fn on_fenced(&mut self, outcome: Result<Closed, Error>, clients_too: bool) {
+        self.fencing = false;
+        let closed = match outcome {
+            Ok(Closed::Already) => true,
+            Ok(Closed::Now { ended }) => {
+                tracing::warn!(
+                    ended,
+                    "the server is read-only, and its clients' connections are ended"
+                );
+                true
+            }
+            Ok(Closed::Waiting { in_commit }) => {
+                tracing::warn!(
+                    in_commit,
+                    "commits wait for an acknowledgement that does not come: the server cannot be made read-only \
+                     while they do, and new writes queue behind them"
+                );
+                false
+            }
+            Err(error) => {
+                tracing::error!("the server cannot be made read-only: {error}; trying again");
+                false
+            }
+        };
+        if closed && clients_too && fence::forget_deposition(&mut self.notes, &mut self.verdict) {
+            self.save_notes();
+        }
     }
 }

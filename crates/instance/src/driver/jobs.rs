@@ -1,8 +1,10 @@
 //! The driver's jobs: what takes time at the server.
 
-use mysql_client::credentials::SecretFile;
+use crate::secrets::Secrets;
 use mysql_client::{Endpoint, Error};
+use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::stopping::Left;
 use super::{Answer, READY_POLL, Refusal, Request};
@@ -14,31 +16,40 @@ use crate::sessions::RootSessions;
 pub(super) enum Done {
     /// The server answered: with sessions for root, or with why it has none.
     Answered(Result<RootSessions, Error>),
-    /// The guard was looked after.
-    Kept(Result<(), Error>),
+    /// The server has not let root in for long, and does not say why; it is tried again.
+    Silent(Error),
+    /// The sessions were looked after: whether everybody is shut out.
+    Kept(Result<bool, Error>),
     /// The fence was closed, or not.
-    Fenced(Result<Closed, Error>),
+    Fenced {
+        outcome: Result<Closed, Error>,
+        /// Whether the clients were to be ended whatever the server was.
+        clients_too: bool,
+    },
     /// The server is stopped; how.
     Stopped(String),
     /// What the environment asks for at the first start has ended, well or not.
     FirstStart,
     /// A request was answered.
     Replied,
-    /// An account change holds up every login for an acknowledgement that cannot come.
-    Stuck(String),
     /// What was done so that this server is not the master while it is stopped.
     Left(Left),
 }
 
 /// Waits until the server answers, and logs root in.
-pub(super) async fn answer(endpoint: Endpoint, secrets: SecretFile) -> Done {
-    let login = match secrets.root() {
-        Ok(login) => login,
-        Err(error) => return Done::Answered(Err(Error::Unexpected(error.to_string()))),
-    };
+pub(super) async fn answer(endpoint: Endpoint, secrets: Secrets, adopted: bool) -> Done {
+    let mut silence = Silence::of(adopted);
     loop {
-        match RootSessions::open(endpoint.clone(), login.clone()).await {
-            Err(Error::Unreachable { .. } | Error::Deadline { .. } | Error::TooManyConnections { .. }) => {
+        let begun = Instant::now();
+        match RootSessions::open(endpoint.clone(), secrets.clone()).await {
+            Err(
+                error @ (Error::Unreachable { .. }
+                | Error::Deadline { .. }
+                | Error::TooManyConnections { .. }),
+            ) => {
+                if silence.is_long(&error, begun, Instant::now()) {
+                    return Done::Silent(error);
+                }
                 tokio::time::sleep(READY_POLL).await;
             }
             outcome => return Done::Answered(outcome),
@@ -46,10 +57,41 @@ pub(super) async fn answer(endpoint: Endpoint, secrets: SecretFile) -> Done {
     }
 }
 
+/// For how long logins get no answer before that is told.
+const SILENT_AFTER: Duration = Duration::from_secs(30);
+
+/// That the server takes connections and does not answer them, since when. One that starts takes none; nor does one
+/// that was adopted and has lost its socket.
+#[derive(Debug)]
+struct Silence {
+    adopted: bool,
+    since: Option<Instant>,
+}
+
+impl Silence {
+    fn of(adopted: bool) -> Self {
+        Self { adopted, since: None }
+    }
+
+    /// Whether it has lasted, after an attempt that began `begun` and failed `now`.
+    fn is_long(&mut self, error: &Error, begun: Instant, now: Instant) -> bool {
+        let is_silent = match error {
+            Error::Deadline { .. } => true,
+            Error::Unreachable { .. } => self.adopted,
+            _ => false,
+        };
+        if !is_silent {
+            self.since = None;
+            return false;
+        }
+        now.duration_since(*self.since.get_or_insert(begun)) >= SILENT_AFTER
+    }
+}
+
 pub(super) async fn administer(
     request: Request,
     sessions: RootSessions,
-    secrets: SecretFile,
+    secrets: Secrets,
     reply: oneshot::Sender<Result<Answer, Refusal>>,
 ) -> Done {
     let outcome = match request {
@@ -60,6 +102,9 @@ pub(super) async fn administer(
             .await
             .map(|()| Answer::Done),
         Request::UnlockAccount(account) => accounts::unlock_replication_account(&sessions, account)
+            .await
+            .map(|()| Answer::Done),
+        Request::RemoveAccount(account) => accounts::remove_replication_account(&sessions, account)
             .await
             .map(|()| Answer::Done),
         Request::ListEvents => accounts::enabled_events(&sessions).await.map(Answer::Events),
@@ -73,13 +118,41 @@ pub(super) async fn administer(
         // The driver does it itself.
         Request::Shutdown | Request::FirstStart => Ok(Answer::Begun),
     };
-    let (answer, done) = match outcome {
-        Ok(answer) => (Ok(answer), Done::Replied),
-        Err(AdministerError::Refused(reason)) => (Err(Refusal::NoSense(reason)), Done::Replied),
-        Err(AdministerError::Failed(reason)) => (Err(Refusal::Failed(reason)), Done::Replied),
-        Err(AdministerError::Stuck(reason)) => (Err(Refusal::Failed(reason.clone())), Done::Stuck(reason)),
-    };
+    let answer = outcome.map_err(|error| match error {
+        AdministerError::Refused(reason) => Refusal::NoSense(reason),
+        AdministerError::Failed(reason) => Refusal::Failed(reason),
+    });
     // Whoever asked may be gone.
     drop(reply.send(answer));
-    done
+    Done::Replied
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_does_not_answer_is_told_from_one_that_starts() {
+        let begun = Instant::now();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let silent = Error::Deadline {
+            endpoint: "s".to_owned(),
+            what: "log in".to_owned(),
+            limit: Duration::from_secs(5),
+        };
+        let away = Error::Unreachable {
+            endpoint: "s".to_owned(),
+            detail: "no such file".to_owned(),
+        };
+        let mut silence = Silence::of(false);
+        assert!(!silence.is_long(&silent, at(0), at(5)));
+        assert!(!silence.is_long(&away, at(40), at(40)));
+        assert!(!silence.is_long(&silent, at(41), at(46)));
+        assert!(!silence.is_long(&silent, at(65), at(70)));
+        assert!(silence.is_long(&silent, at(66), at(71)));
+        // One that was adopted should have a socket.
+        let mut silence = Silence::of(true);
+        assert!(!silence.is_long(&away, at(0), at(0)));
+        assert!(silence.is_long(&away, at(30), at(30)));
+    }
 }

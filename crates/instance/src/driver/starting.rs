@@ -12,10 +12,11 @@ use topology::observation::ServerState;
 use super::jobs::answer;
 use super::{Driver, Phase};
 use crate::definition_recovery;
+use crate::error_log::ErrorLog;
 use crate::last_words;
 use crate::misfit::SecretsMisfit;
 use crate::notes::ServerProcess;
-use crate::server::{self, Exit, Process};
+use crate::server::{Exit, Process};
 use crate::sessions::RootSessions;
 use crate::upgrade;
 use crate::version::Opening;
@@ -36,7 +37,7 @@ impl Driver {
         {
             tracing::error!("{error:#}; the server is started as it is");
         }
-        self.log_offset = server::log_length(&self.starter.config.error_log());
+        self.error_log = ErrorLog::from_here(self.starter.config.error_log());
         let process = self.starter.start(&self.identity).await?;
         self.begin(process, false);
         Ok(())
@@ -60,8 +61,10 @@ impl Driver {
         self.notes.server = ServerProcess::of(process.pid());
         self.save_notes();
         self.jobs
-            .push(Box::pin(answer(self.endpoint(), self.secrets.clone())));
+            .push(Box::pin(answer(self.endpoint(), self.secrets.clone(), adopted)));
         self.phase = Phase::Starting { process, adopted };
+        // Whoever rotates logs had no agent to tell.
+        self.logs_were_moved = adopted;
         self.publish(ServerState::Starting, "");
     }
 
@@ -122,12 +125,42 @@ impl Driver {
             last_words::leave(&self.starter.config.run_directory, None);
         }
         // What it said until now was about its start.
-        self.log_offset = server::log_length(&self.starter.config.error_log());
+        self.error_log = ErrorLog::from_here(self.starter.config.error_log());
         self.phase = Phase::Running { process, sessions };
+        self.silent = false;
         self.publish(ServerState::Running, detail);
+        if self.logs_were_moved {
+            self.reopen_logs();
+        }
         if self.shutting_down {
             self.on_shutdown();
         }
+    }
+
+    /// It may be in a state that only a crash ends and that only who is logged in could see, so people are told.
+    pub(super) fn on_silent(&mut self, error: &Error) {
+        let Phase::Starting { process, adopted } = &self.phase else {
+            return;
+        };
+        let adopted = *adopted;
+        let takes_logins = matches!(error, Error::Deadline { .. });
+        let advice = if adopted && takes_logins && self.identity.flavor == Flavor::Mysql {
+            format!(
+                "; if a change of accounts waits for an acknowledgement that cannot come any more, nobody can: killing \
+                 the server (SIGKILL, process {}) ends that, and it recovers as from a crash",
+                process.pid()
+            )
+        } else {
+            String::new()
+        };
+        let detail = format!("root cannot log in: {error}{advice}");
+        self.silent = true;
+        if detail != self.detail {
+            tracing::error!("{detail}");
+            self.set_detail(&detail);
+        }
+        self.jobs
+            .push(Box::pin(answer(self.endpoint(), self.secrets.clone(), adopted)));
     }
 
     /// Nobody has used the server yet, and nothing could stop, fence or back it up. Killed, as nobody can look

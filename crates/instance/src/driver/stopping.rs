@@ -7,7 +7,8 @@
 //!                     ├─ refused: it is not the master, or nobody can take its place ─► stop
 //!                     └─ done, failed, or not in time ────────────────────────────────► stop
 //! ```
-//! What was heard last is a second old: a server that takes writes may be the master without knowing it yet.
+//! What was heard last is a second old: a server that takes writes may be the master without knowing it yet. So may one
+//! that root cannot look into, unless the monitor has said that it is not.
 
 use std::time::Duration;
 
@@ -35,6 +36,23 @@ const LOOK_LIMIT: Duration = Duration::from_secs(2);
 const MONITOR_LIMIT: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(100);
 
+/// What is waited for before a stop, and until when.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Leaving {
+    /// An adopted server to let root in, so that it can be looked at.
+    ForAnswer { until: Instant },
+    /// The switchover that is asked for.
+    ForSwitchover { until: Instant },
+}
+
+impl Leaving {
+    pub(super) fn until(self) -> Instant {
+        match self {
+            Self::ForAnswer { until } | Self::ForSwitchover { until } => until,
+        }
+    }
+}
+
 /// What came of leaving the role of the master.
 pub(super) enum Left {
     /// There was nothing to leave.
@@ -51,25 +69,33 @@ impl Driver {
         if !self.starter.config.switchover_before_stop || self.monitors.is_empty() {
             return self.stop();
         }
-        match &self.phase {
-            Phase::Running {
-                sessions: Some(sessions),
-                ..
-            } => {
-                let leaving = Leaving {
-                    sessions: sessions.clone(),
-                    monitors: self.monitors.clone(),
-                    instance: self.identity.instance.clone(),
-                    heard_to_be_master: self.verdict == Some(Verdict::Master),
-                };
-                self.leaving = Some(Instant::now() + SWITCHOVER_LIMIT);
-                self.jobs
-                    .push(Box::pin(async move { Done::Left(leaving.leave().await) }));
-            }
+        match (&self.phase, self.leaving) {
+            // Its login is tried again and again meanwhile.
+            (_, Some(Leaving::ForSwitchover { .. })) => {}
+            (Phase::Running { .. }, _) => self.leave(),
             // `on_answered` comes back to it.
-            Phase::Starting { adopted: true, .. } => self.leaving = Some(Instant::now() + ANSWER_LIMIT),
+            (Phase::Starting { adopted: true, .. }, _) => {
+                self.leaving = Some(Leaving::ForAnswer {
+                    until: Instant::now() + ANSWER_LIMIT,
+                });
+            }
             _ => self.stop(),
         }
+    }
+
+    /// Asks for another master, if this server may be it.
+    fn leave(&mut self) {
+        let master = Master {
+            sessions: self.sessions().cloned(),
+            monitors: self.monitors.clone(),
+            instance: self.identity.instance.clone(),
+            verdict: self.verdict.clone(),
+        };
+        self.leaving = Some(Leaving::ForSwitchover {
+            until: Instant::now() + SWITCHOVER_LIMIT,
+        });
+        self.jobs
+            .push(Box::pin(async move { Done::Left(master.leave().await) }));
     }
 
     pub(super) fn on_left(&mut self, left: Left) {
@@ -85,9 +111,14 @@ impl Driver {
     }
 
     /// The time for it is over.
-    pub(super) fn leave_without_it(&mut self) {
-        tracing::warn!("no switchover in time; stopping the server without it");
-        self.stop();
+    pub(super) fn waited_long(&mut self, leaving: Leaving) {
+        match leaving {
+            Leaving::ForAnswer { .. } => self.leave(),
+            Leaving::ForSwitchover { .. } => {
+                tracing::warn!("no switchover in time; stopping the server without it");
+                self.stop();
+            }
+        }
     }
 
     pub(super) fn stop(&mut self) {
@@ -96,7 +127,10 @@ impl Driver {
             Phase::Starting {
                 process,
                 adopted: false,
-            } => (process, Known::NotYetReady),
+            } => {
+                let upgrades = self.identity.upgrading_from.is_some();
+                (process, Known::NotYetReady { upgrades })
+            }
             Phase::Starting {
                 process,
                 adopted: true,
@@ -133,16 +167,23 @@ impl Driver {
 }
 
 /// A server that may be the master and is to be stopped.
-struct Leaving {
-    sessions: RootSessions,
+struct Master {
+    /// None: root cannot log in.
+    sessions: Option<RootSessions>,
     monitors: Vec<Client>,
     instance: InstanceId,
-    heard_to_be_master: bool,
+    /// What was heard last.
+    verdict: Option<Verdict>,
 }
 
-impl Leaving {
+impl Master {
     async fn leave(self) -> Left {
-        if !self.heard_to_be_master && self.is_read_only().await {
+        let surely_not = match (&self.verdict, &self.sessions) {
+            (Some(Verdict::Master), _) | (None, None) => false,
+            (_, Some(sessions)) => is_read_only(sessions).await,
+            (Some(verdict), None) => verdict.forbids_writes() || *verdict == Verdict::Nobody,
+        };
+        if surely_not {
             return Left::NotMaster;
         }
         tracing::info!("asking the monitor for a switchover before the server is stopped");
@@ -186,16 +227,16 @@ impl Leaving {
             tokio::time::sleep(POLL).await;
         }
     }
+}
 
-    /// Whether it surely takes no writes. A session that is in use, or a server that does not answer, says nothing.
-    async fn is_read_only(&self) -> bool {
-        let look = async {
-            let mut guard = self.sessions.guard().await?;
-            let outcome = guard.is_read_only().await;
-            guard.give_back(outcome)
-        };
-        matches!(tokio::time::timeout(LOOK_LIMIT, look).await, Ok(Ok(true)))
-    }
+/// Whether it surely takes no writes. A session that is in use, or a server that does not answer, says nothing.
+async fn is_read_only(sessions: &RootSessions) -> bool {
+    let look = async {
+        let mut guard = sessions.guard().await?;
+        let outcome = guard.is_read_only().await;
+        guard.give_back(outcome)
+    };
+    matches!(tokio::time::timeout(LOOK_LIMIT, look).await, Ok(Ok(true)))
 }
 
 /// How the switchover ended. Until then the server is needed: it may be the new master's only acker.

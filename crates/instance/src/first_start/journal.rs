@@ -1,7 +1,7 @@
 //! How far it came: a file beside the data, which no backup copies.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
@@ -43,8 +43,13 @@ impl Journal {
         }
     }
 
+    /// Where it is. Scripts work for this file, by their environment.
+    pub(crate) fn path(data_directory: &Path) -> PathBuf {
+        data_directory.join(FILE_NAME)
+    }
+
     pub(crate) fn load(data_directory: &Path) -> anyhow::Result<Option<Self>> {
-        let path = data_directory.join(FILE_NAME);
+        let path = Self::path(data_directory);
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -61,7 +66,7 @@ impl Journal {
     }
 
     fn save(&self, data_directory: &Path) -> anyhow::Result<()> {
-        let path = data_directory.join(FILE_NAME);
+        let path = Self::path(data_directory);
         let text = serde_json::to_string_pretty(self).context("print the journal of the first start")?;
         write_atomically(&path, text.as_bytes(), 0o640).with_context(|| format!("write `{}`", path.display()))
     }
@@ -82,6 +87,11 @@ impl Journal {
     pub(crate) fn end(&mut self, data_directory: &Path, end: End) -> anyhow::Result<()> {
         self.end = Some(end);
         self.save(data_directory)
+    }
+
+    /// Whether something was begun that has not ended, when nothing is being done.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.doing.is_some() && self.end.is_none()
     }
 
     /// What it says when nothing is being done.

@@ -3,9 +3,11 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use crate::secrets::Secrets;
 use anyhow::{Context as _, bail};
-use mysql_client::credentials::{Login, Password, SecretFile};
-use mysql_client::{Binlog, Error};
+use mysql_client::Binlog;
+use mysql_client::credentials::{Login, Password};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::journal::End;
@@ -14,6 +16,7 @@ use crate::accounts::{self, grant_pattern, quoted_identifier};
 use crate::binaries::Binaries;
 use crate::config::InstanceConfig;
 use crate::driver::{Answer, Refusal};
+use crate::error_log;
 use crate::initialise::{Bound, failure};
 use crate::server::{self, Exit, Launcher};
 use crate::sessions::RootSessions;
@@ -24,7 +27,7 @@ pub(crate) struct Work {
     pub(crate) config: InstanceConfig,
     pub(crate) binaries: Binaries,
     pub(crate) launcher: Launcher,
-    pub(crate) secrets: SecretFile,
+    pub(crate) secrets: Secrets,
     pub(crate) sessions: RootSessions,
 }
 
@@ -72,22 +75,17 @@ pub(crate) async fn run(work: Work, reply: oneshot::Sender<Result<Answer, Refusa
 
 /// Whether there is anything to be done here; the journal says that it is begun.
 async fn begin(work: &Work, journal: &mut Journal) -> anyhow::Result<bool> {
-    let mut guard = work.sessions.guard().await?;
-    let looked = async {
-        let objection = accounts::objection(&mut guard).await?;
-        let databases = guard
-            .query(
-                "SELECT schema_name FROM information_schema.schemata WHERE schema_name NOT IN \
-                 ('mysql', 'information_schema', 'performance_schema', 'sys')",
-            )
-            .await?;
-        Ok::<_, Error>((objection, databases))
-    }
-    .await;
-    let (objection, databases) = guard.give_back(looked)?;
-    if let Some(objection) = objection {
+    if let Some(objection) = accounts::objection(&work.sessions).await? {
         bail!("{objection}");
     }
+    let mut local = work.sessions.local().await?;
+    let databases = local
+        .query(
+            "SELECT schema_name FROM information_schema.schemata WHERE schema_name NOT IN \
+             ('mysql', 'information_schema', 'performance_schema', 'sys')",
+        )
+        .await;
+    let databases = local.give_back(databases)?;
     let data = &work.config.data_directory;
     if let Some(database) = databases.first().and_then(|row| row.value(0)) {
         tracing::info!(
@@ -103,9 +101,13 @@ async fn begin(work: &Work, journal: &mut Journal) -> anyhow::Result<bool> {
 
 async fn pieces(work: &Work, journal: &mut Journal) -> anyhow::Result<()> {
     let data = &work.config.data_directory;
+    let begin = |journal: &mut Journal, what: &str| {
+        tracing::info!("first start: {what}");
+        journal.begin(data, Some(what))
+    };
     if let Some(database) = &work.wishes.database {
         let what = format!("the database `{database}`");
-        journal.begin(data, Some(&what))?;
+        begin(journal, &what)?;
         let create = format!("CREATE DATABASE IF NOT EXISTS {}", quoted_identifier(database));
         let mut worker = work.sessions.worker().await?;
         let made = worker.execute(&create).await;
@@ -114,7 +116,7 @@ async fn pieces(work: &Work, journal: &mut Journal) -> anyhow::Result<()> {
     }
     if let Some((user, password)) = &work.wishes.user {
         let what = format!("the user `{user}`");
-        journal.begin(data, Some(&what))?;
+        begin(journal, &what)?;
         let grants = match &work.wishes.database {
             Some(database) => ("ALL PRIVILEGES", format!("{}.*", grant_pattern(database))),
             None => ("USAGE", "*.*".to_owned()),
@@ -129,8 +131,7 @@ async fn pieces(work: &Work, journal: &mut Journal) -> anyhow::Result<()> {
     }
     for script in &work.wishes.scripts {
         let what = format!("`{}`", script.path.display());
-        tracing::info!("first start: {what}");
-        journal.begin(data, Some(&what))?;
+        begin(journal, &what)?;
         run_script(work, &script.path, script.kind).await?;
         journal.end_piece(data)?;
     }
@@ -152,12 +153,53 @@ async fn run_script(work: &Work, script: &Path, kind: ScriptKind) -> anyhow::Res
         ScriptKind::Sql(Some(tool)) => shell(&format!("set -o pipefail\n{tool} -dc < \"$0\" | \"$@\"")),
     };
     let log = config.run_directory.join("first-start.log");
-    let offset = server::log_length(&log);
+    let offset = error_log::length(&log);
     let launcher = launcher(work)?;
+    let started = Started(Journal::path(&config.data_directory));
     let process = Bound(launcher.start(&program, &arguments, &log).await?);
     match process.0.wait().await {
-        Exit::Code(0) => Ok(()),
-        exit => Err(failure(&format!("`{}` {exit}", script.display()), &log, offset)),
+        Exit::Code(0) => {
+            started.leave();
+            Ok(())
+        }
+        exit => {
+            let error = failure(&format!("`{}` {exit}", script.display()), &log, offset);
+            started.end().await;
+            Err(error)
+        }
+    }
+}
+
+/// What a script starts, by what it works for. It ends with a script that fails or is given up.
+struct Started(PathBuf);
+
+impl Started {
+    /// The script ended well: what it left running is meant to be there.
+    fn leave(mut self) {
+        self.0.clear();
+    }
+
+    async fn end(mut self) {
+        end_started(std::mem::take(&mut self.0)).await;
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let work = std::mem::take(&mut self.0);
+        if work.as_os_str().is_empty() {
+            return;
+        }
+        // Without a runtime this process ends, and its next one does it.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(end_started(work));
+        }
+    }
+}
+
+async fn end_started(work: PathBuf) {
+    if let Err(error) = server::end_work_in(&work).await {
+        tracing::error!("what a script started cannot be ended: {error}");
     }
 }
 
@@ -194,7 +236,9 @@ fn client(work: &Work) -> anyhow::Result<Vec<OsString>> {
 fn launcher(work: &Work) -> anyhow::Result<Launcher> {
     let root = work.secrets.root()?.password;
     let socket = Password::new(work.config.socket().display().to_string());
-    let mut launcher = work.launcher.bound_to_work_in(&work.config.data_directory);
+    let mut launcher = work
+        .launcher
+        .bound_to_work_in(&Journal::path(&work.config.data_directory));
     launcher.environment = vec![
         ("MYSQL_PWD", root.clone()),
         ("MYSQL_ROOT_PASSWORD", root.clone()),

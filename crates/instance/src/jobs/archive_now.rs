@@ -59,7 +59,7 @@ pub(super) async fn archive_now(tools: &Arc<Tools>, job: &Arc<Job>) -> Result<Ou
 pub(super) fn store(tools: &Tools) -> Result<Store, JobError> {
     tools
         .config
-        .store()
+        .store(&tools.secrets.now())
         .map_err(|error| JobError::Refused(error.to_string()))?
         .ok_or_else(|| {
             JobError::Refused(

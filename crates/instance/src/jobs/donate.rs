@@ -22,12 +22,13 @@ use topology::{Flavor, InstanceId};
 
 use self::care::{Care, Look};
 use self::pace::Pace;
+use super::backup_tool::Tool;
 use super::full_backup::{READERS, connect, data_bytes};
-use super::mariadb_backup::Tool;
 use super::progress::Cancellable;
 use super::{Job, JobError, Outcome, Tools, clone};
 use crate::donations::Frames;
 use crate::files;
+use crate::left_out;
 
 /// How long a copy waits to be taken: whoever asked stops its own server before.
 const TAKE_LIMIT: Duration = Duration::from_mins(2);
@@ -117,6 +118,7 @@ async fn describe(tools: &Tools, server: &mut Server) -> Result<Donation, JobErr
             version: seen.version,
         },
         data_bytes: data_bytes(&tools.config.data_directory).await.unwrap_or(0),
+        left_out: left_out::load(&tools.config.data_directory)?,
     })
 }
 

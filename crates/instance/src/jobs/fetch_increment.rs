@@ -19,6 +19,7 @@ use topology::gtid::Transactions;
 
 use super::archive_now::store;
 use super::{Job, JobError, Outcome, Tools};
+use crate::archiver::has_all;
 use crate::files::{sync_directory, write_atomically};
 
 pub(super) async fn fetch_increment(tools: &Arc<Tools>, job: &Arc<Job>) -> Result<Outcome, JobError> {
@@ -45,7 +46,9 @@ pub(super) async fn fetch_increment(tools: &Arc<Tools>, job: &Arc<Job>) -> Resul
             manifest.id, hole.missing
         )));
     }
-    let files = needed(&index, &manifest);
+    let position = &manifest.position;
+    let is_own = |source: &Source| is_of(source, &manifest);
+    let files = needed(&index, &position.transactions, &position.binlog_file, is_own);
     let bytes: u64 = files.iter().map(|file| file.whole_up_to()).sum();
     job.step("fetching", Some(bytes));
     let mut places = Vec::new();
@@ -90,37 +93,49 @@ fn is_of(source: &Source, manifest: &Manifest) -> bool {
     }
 }
 
-/// The files that hold what comes after the backup, each transaction once where that is possible: first those of the
-/// backup's own server, then what others add.
-fn needed<'index>(index: &'index Index, manifest: &Manifest) -> Vec<&'index ArchivedFile> {
-    let mut files: Vec<&ArchivedFile> = index.all_files().collect();
+/// The files that hold what comes after the backup, each transaction once where that is possible, in an order in which each
+/// follows: first those of the backup's own server, then what others add. Its own may go on behind another's, which was
+/// archived meanwhile.
+fn needed<'index>(
+    index: &'index Index,
+    base: &Transactions,
+    base_file: &str,
+    is_own: impl Fn(&Source) -> bool,
+) -> Vec<&'index ArchivedFile> {
+    let is_after =
+        |file: &&ArchivedFile| !is_own(file.source()) || file_number(file.name()) >= file_number(base_file);
+    let mut left: Vec<&ArchivedFile> = index.all_files().filter(is_after).collect();
     let first = |file: &ArchivedFile| file.commit_times().map_or(u64::MAX, |(earliest, _)| earliest);
-    files.sort_by_key(|file| {
+    left.sort_by_key(|file| {
         (
-            !is_of(file.source(), manifest),
+            !is_own(file.source()),
             file.source().resets(),
             first(file),
             file_number(file.name()),
         )
     });
-    let mut has = Has::new(&manifest.position.transactions);
+    let mut has = Has(base.clone());
     let mut seen_names = BTreeSet::new();
-    files
-        .into_iter()
-        .filter(|file| {
-            let own = is_of(file.source(), manifest);
-            let after = !own || file_number(file.name()) >= file_number(&manifest.position.binlog_file);
-            after && has.take(&file.seen()) && (!own || seen_names.insert(file.name().to_owned()))
-        })
-        .collect()
+    let mut needed = Vec::new();
+    while !left.is_empty() {
+        // What follows nothing comes last: whoever reads it is told what is missing before it.
+        let next = left.iter().position(|file| has.is_before(file)).unwrap_or(0);
+        let file = left.remove(next);
+        let own = is_own(file.source());
+        if has.take(&file.seen()) && (!own || seen_names.insert(file.name().to_owned())) {
+            needed.push(file);
+        }
+    }
+    needed
 }
 
 /// What the backup and the files so far have.
 struct Has(Transactions);
 
 impl Has {
-    fn new(base: &Transactions) -> Self {
-        Self(base.clone())
+    /// Whether everything that was logged before a file is here.
+    fn is_before(&self, file: &ArchivedFile) -> bool {
+        file.previous().is_some_and(|previous| has_all(&self.0, previous))
     }
 
     /// Whether a file has something more; it counts from then on.
@@ -192,4 +207,71 @@ fn put_in_place(part: &Path, path: &Path) -> anyhow::Result<()> {
         sync_directory(directory).with_context(|| format!("sync {}", directory.display()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use backup::archive::{FileFormat, ResumePoint, SEGMENT_FORMAT, Segment};
+    use mysql_client::binlog::PreviousGtids;
+    use topology::Flavor;
+    use topology::gtid::GtidSet;
+
+    use super::*;
+
+    const UUIDS: [&str; 2] = [
+        "3e11fa47-71ca-11e1-9e33-c80aa9429562",
+        "3e11fa47-71ca-11e1-9e33-c80aa9429563",
+    ];
+
+    fn set(numbers: &str) -> GtidSet {
+        format!("{}:{numbers}", UUIDS[0]).parse().unwrap()
+    }
+
+    /// All of a file of one of two servers.
+    fn file(server: usize, name: &str, previous: &str, transactions: &str) -> Segment {
+        Segment {
+            format: SEGMENT_FORMAT,
+            source: Source::mysql(&UUIDS[server].parse().unwrap()),
+            flavor: Flavor::Mysql,
+            file: name.to_owned(),
+            first: 0,
+            end: 1000,
+            blocks: Vec::new(),
+            file_format: FileFormat {
+                server_version: "9.7.0".to_owned(),
+                created: 0,
+                checksums: true,
+                crc32: 0,
+            },
+            previous: Some(PreviousGtids::Mysql(set(previous))),
+            transactions: Seen::Mysql(set(transactions)),
+            transaction_count: 1,
+            commit_times: Some((1, 2)),
+            begins_within: None,
+            ends_within: None,
+            next_file: None,
+            resume: ResumePoint {
+                position: 900,
+                crc32: None,
+                open: None,
+            },
+            compacted: false,
+        }
+    }
+
+    #[test]
+    fn each_file_follows_the_ones_before() {
+        let index = Index::of([
+            file(0, "binlog.000002", "1-5", "6-10"),
+            file(0, "binlog.000003", "1-10", "11-20"),
+            file(1, "binlog.000006", "1-9", "10-14"),
+            file(1, "binlog.000007", "1-14", "15-40"),
+            file(0, "binlog.000009", "1-40", "41-50"),
+        ]);
+        let own = Source::mysql(&UUIDS[0].parse().unwrap());
+        let base = Transactions::Mysql(set("1-12"));
+        let found = needed(&index, &base, "binlog.000003", |source| *source == own);
+        let names: Vec<&str> = found.iter().map(|file| file.name()).collect();
+        assert_eq!(names, ["binlog.000003", "binlog.000007", "binlog.000009"]);
+    }
 }

@@ -25,6 +25,7 @@ use super::clone::Cloned;
 use super::full_backup::{HEAD_BYTES, Method, check_running, connect, drive, log_file};
 use super::progress::Cancellable;
 use super::{Job, JobError, Outcome, Tools};
+use crate::left_out;
 use crate::report::disk;
 
 /// What `gzip` does when nothing is said.
@@ -42,7 +43,7 @@ pub(super) async fn full_archive(
     limit_bytes_per_second: Option<u64>,
 ) -> Result<Outcome, JobError> {
     check_running(tools)?;
-    let method = Method::find(tools).await?;
+    let method = Method::find(tools, job).await?;
     let directory = &tools.config.backup_directory;
     let begun = Instant::now();
     // One job at a time writes here: whatever there is, is left of an interrupted one.
@@ -137,6 +138,7 @@ async fn make(
         ),
         modified_seconds: u64::try_from(Zoned::now().timestamp().as_second()).unwrap_or(0),
     };
+    let left_out = original::left_out_note(&left_out::load(&tools.config.data_directory)?);
     let writer = Writer {
         job: Arc::clone(job),
         part: place.part.clone(),
@@ -144,12 +146,12 @@ async fn make(
         how,
     };
     let written = match method {
-        Method::MariadbBackup(tool) => {
+        Method::Tool(tool) => {
             let name = place.name.trim_end_matches(".tar.gz");
             let log = log_file(tools, name);
             drive(tools, job, tool, READERS, &log, &stop, |output| {
                 let input = BufReader::with_capacity(HEAD_BYTES, Cancellable::new(output, job));
-                writer.write(Reader::new(input), Vec::new())
+                writer.write(Reader::new(input), left_out.into_iter().collect())
             })
             .await?
         }
@@ -166,7 +168,8 @@ async fn make(
                 tools.binaries.version,
             );
             let chunks = cloned.chunks(job).await?;
-            writer.write(chunks, notes.to_vec()).await?
+            let notes = notes.into_iter().chain(left_out).collect();
+            writer.write(chunks, notes).await?
         }
     };
     job.step("reading it back", None);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, ensure};
 use api::job::Archive;
 use backup::coordinates::{self, Coordinates};
 use backup::full::{Begun, FullError, NOTE_PERIOD, PackingPlan, SEGMENTS, Stored};
@@ -23,19 +23,24 @@ use topology::gtid::{BinlogState, GtidPosition, MariadbHistory, Transactions};
 use topology::observation::ServerState;
 use topology::{ClusterId, Flavor};
 
+use super::backup_tool::Tool;
 use super::clone;
 use super::full_archive::full_archive;
-use super::mariadb_backup::Tool;
 use super::progress::Cancellable;
 use super::{Job, JobError, Outcome, Tools};
 use crate::identity::Identity;
+use crate::left_out;
 use crate::report::Snapshot;
+use crate::xtrabackup::Choice;
 
 /// Statements of a backup are short; a server that needs longer is stuck.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Threads with which the tool reads the data: with two the disk is busy while one of them waits.
 pub(super) const READERS: usize = 2;
+
+/// How often a backup is begun that meets another one's beginning.
+const ATTEMPTS: u32 = 5;
 
 /// What is read at once of the stream where a chunk begins; the rest of the chunk is read straight to where it goes.
 pub(super) const HEAD_BYTES: usize = 32 * 1024;
@@ -50,7 +55,7 @@ pub(super) async fn full_backup(
         return full_archive(tools, job, limit_bytes_per_second).await;
     }
     let ready = Ready::check(tools)?;
-    let method = Method::find(tools).await?;
+    let method = Method::find(tools, job).await?;
     let mut attempts = 0;
     let begun = loop {
         let begun = Begun::begin(
@@ -62,8 +67,13 @@ pub(super) async fn full_backup(
         );
         attempts += 1;
         match begun.await {
-            // Names are whole seconds: the next one is free.
-            Err(FullError::Taken(_)) if attempts < 5 => tokio::time::sleep(Duration::from_secs(1)).await,
+            // Names are whole seconds: the next one is free. Two that met do not meet again for ever.
+            Err(FullError::Taken(_) | FullError::Met(_)) if attempts < ATTEMPTS => {
+                tokio::time::sleep(pause()?).await;
+            }
+            Err(error @ (FullError::Busy { .. } | FullError::Met(_))) => {
+                return Err(JobError::Refused(error.to_string()));
+            }
             begun => break begun?,
         }
     };
@@ -94,6 +104,13 @@ pub(super) async fn full_backup(
     }
 }
 
+/// From one second to four, by chance.
+fn pause() -> anyhow::Result<Duration> {
+    let mut byte = [0];
+    getrandom::fill(&mut byte).context("take a random number from the kernel")?;
+    Ok(Duration::from_secs(1) + Duration::from_secs(3) * u32::from(byte[0]) / 255)
+}
+
 /// What must be there before anything is begun.
 struct Ready {
     store: Store,
@@ -107,7 +124,7 @@ impl Ready {
         let snapshot = check_running(tools)?;
         let store = tools
             .config
-            .store()
+            .store(&tools.secrets.now())
             .map_err(|error| JobError::Refused(error.to_string()))?
             .ok_or_else(|| refuse("no backup_store is configured at this instance; see etc/instance.toml"))?;
         let identity = snapshot
@@ -141,18 +158,34 @@ pub(super) fn check_running(tools: &Tools) -> Result<Snapshot, JobError> {
 
 /// How the server's data is copied.
 pub(super) enum Method {
-    /// Streamed by the tool.
-    MariadbBackup(Tool),
+    /// Streamed by a tool.
+    Tool(Tool),
     /// Copied by the server itself into the staging directory.
     Clone,
 }
 
 impl Method {
-    pub(super) async fn find(tools: &Tools) -> Result<Self, JobError> {
-        match tools.binaries.flavor {
-            Flavor::Mariadb => Ok(Self::MariadbBackup(Tool::find(tools).await?)),
-            Flavor::Mysql => {
-                clone::check(tools, &mut connect(tools).await?).await?;
+    pub(super) async fn find(tools: &Tools, job: &Job) -> Result<Self, JobError> {
+        if tools.binaries.flavor == Flavor::Mariadb {
+            return Ok(Self::Tool(Tool::find(tools).await?));
+        }
+        let choice = Choice::of(&tools.config, &tools.binaries)
+            .await
+            .map_err(JobError::Refused)?;
+        let unfit = match choice {
+            Choice::Xtrabackup(found) => return Ok(Self::Tool(found.into())),
+            Choice::Clone(unfit) => unfit,
+        };
+        let checked = clone::check(tools, &mut connect(tools).await?).await;
+        match (checked, unfit) {
+            (Err(JobError::Refused(reason)), Some(unfit)) => Err(JobError::Refused(format!(
+                "{reason}; or let XtraBackup copy it, but {unfit}"
+            ))),
+            (Err(error), _) => Err(error),
+            (Ok(()), unfit) => {
+                if let Some(unfit) = unfit {
+                    job.warn(format!("the server clones itself: {unfit}"));
+                }
                 Ok(Self::Clone)
             }
         }
@@ -175,13 +208,14 @@ async fn make(
     plan: &PackingPlan,
 ) -> Result<Manifest, JobError> {
     let started = Timestamp::now();
+    let left_out = left_out::load(&tools.config.data_directory)?;
     let mut server = connect(tools).await?;
     let Copied {
         stored,
         position,
         tool,
     } = match method {
-        Method::MariadbBackup(tool) => stream(tools, job, begun, &mut server, tool, plan).await?,
+        Method::Tool(tool) => stream(tools, job, begun, &mut server, tool, plan).await?,
         Method::Clone => clone::copy(tools, job, begun, &mut server, plan).await?,
     };
     job.step("completing", None);
@@ -204,6 +238,7 @@ async fn make(
         started,
         ended: Timestamp::now(),
         position,
+        left_out,
         tool,
         packing: plan.packing,
         segments: stored.segments,
@@ -222,18 +257,23 @@ async fn stream(
     tool: &Tool,
     plan: &PackingPlan,
 ) -> Result<Copied, JobError> {
-    let before = binlog_state(server).await?;
+    let before = transactions(server).await?;
     let log = log_file(tools, begun.id().as_str());
     let stored = drive(tools, job, tool, READERS, &log, plan.rate.stop(), |output| {
         pack(job, begun, plan, output)
     })
     .await?;
-    let after = binlog_state(server).await?;
+    let position = match (before, transactions(server).await?) {
+        (Transactions::Mariadb(before), Transactions::Mariadb(after)) => {
+            position(&stored.captured, &before.state, &after.state)?
+        }
+        (_, has) => position_of_xtrabackup(&stored, &has)?,
+    };
     Ok(Copied {
-        position: position(&stored.captured, &before, &after)?,
+        position,
         stored,
         tool: ManifestTool {
-            name: "mariadb-backup".to_owned(),
+            name: tool.kind.name().to_owned(),
             version: tool.version.clone(),
             options: Tool::options(READERS),
         },
@@ -256,7 +296,7 @@ where
     let total = data_bytes(&tools.config.data_directory).await;
     job.step("copying", total);
     let mut streaming = tool.backup(tools, readers, log).await?;
-    let output = streaming.output().context("take the stream of mariadb-backup")?;
+    let output = streaming.output().context("take the tool's stream")?;
     let packing = pack(output);
     tokio::pin!(packing);
     let packed = tokio::select! {
@@ -338,16 +378,7 @@ pub(crate) fn position(
     before: &BinlogState,
     after: &BinlogState,
 ) -> anyhow::Result<BackupPosition> {
-    let text = coordinates::FILE_NAMES
-        .iter()
-        .find_map(|name| captured.get(*name))
-        .ok_or_else(|| {
-            anyhow!(
-                "the stream has no {}: is the binlog of the server on?",
-                coordinates::FILE_NAME
-            )
-        })?;
-    let coordinates = Coordinates::parse(&String::from_utf8_lossy(text))?;
+    let coordinates = coordinates_in(captured)?;
     let position: GtidPosition = coordinates
         .gtid
         .parse()
@@ -366,11 +397,45 @@ pub(crate) fn position(
     })
 }
 
-async fn binlog_state(server: &mut Server) -> anyhow::Result<BinlogState> {
-    match server.transactions().await.context("ask what the server has")? {
-        Transactions::Mariadb(history) => Ok(history.state),
-        Transactions::Mysql(_) => Err(anyhow!("the server is not MariaDB")),
-    }
+/// What a copy of `xtrabackup` has at least: transactions that were in the binlog, and not committed yet, may come to it
+/// when it is prepared. The server that was copied `has` all of it now.
+fn position_of_xtrabackup(stored: &Stored, has: &Transactions) -> anyhow::Result<BackupPosition> {
+    let coordinates = coordinates_in(&stored.captured)?;
+    ensure!(
+        stored.files.iter().any(|file| file.path == coordinates.file),
+        "the stream lacks the binlog file {}, without which its last transactions cannot be told",
+        coordinates.file
+    );
+    let transactions =
+        Transactions::parse_mysql(&coordinates.gtid).context("read the position of the backup")?;
+    ensure!(
+        has.lacks(&transactions).is_nothing(),
+        "the tool says that the copy has {transactions}, and the server has only {has}"
+    );
+    Ok(BackupPosition {
+        binlog_file: coordinates.file,
+        binlog_offset: coordinates.offset,
+        gtid: transactions.to_string(),
+        transactions,
+    })
+}
+
+/// Where a copy ends, as its tool says.
+fn coordinates_in(captured: &BTreeMap<String, Vec<u8>>) -> anyhow::Result<Coordinates> {
+    let text = coordinates::FILE_NAMES
+        .iter()
+        .find_map(|name| captured.get(*name))
+        .ok_or_else(|| {
+            anyhow!(
+                "the stream has no {}: is the binlog of the server on?",
+                coordinates::FILE_NAME
+            )
+        })?;
+    Ok(Coordinates::parse(&String::from_utf8_lossy(text))?)
+}
+
+async fn transactions(server: &mut Server) -> anyhow::Result<Transactions> {
+    server.transactions().await.context("ask what the server has")
 }
 
 /// Where the tool's log of a backup is kept.

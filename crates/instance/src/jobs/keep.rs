@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use backup::archive::{self, Index, Segment};
 use backup::catalogue::{self, CatalogueError, Entry};
-use backup::full::{FullError, see_segments};
+use backup::full::{FullError, NOTE_VALID, see_segments};
 use backup::manifest::{BackupId, Manifest};
 use backup::original;
 use backup::prune::{self, Found, Prunable, Retention};
@@ -20,12 +20,13 @@ use tokio::runtime::Handle;
 
 use super::{Job, JobError, Outcome, Tools};
 use crate::archiver;
+use crate::present::{self, Kept};
 
 /// The store, which must be configured.
 pub(super) fn store(tools: &Tools) -> Result<Store, JobError> {
     let store = tools
         .config
-        .store()
+        .store(&tools.secrets.now())
         .map_err(|error| JobError::Refused(error.to_string()))?;
     store.ok_or_else(|| {
         JobError::Refused("no backup_store is configured at this instance; see etc/instance.toml".to_owned())
@@ -51,7 +52,8 @@ pub(super) async fn find(store: &Store, name: Option<&str>) -> Result<Manifest, 
     })
 }
 
-/// Removes what no rule keeps, what interrupted backups left, and the binlogs that no kept backup needs.
+/// Removes what no rule keeps, what interrupted backups left, and the binlogs that no kept backup needs; nothing, while
+/// another instance reads the store.
 pub(super) async fn prune(
     tools: &Tools,
     job: &Job,
@@ -59,11 +61,33 @@ pub(super) async fn prune(
     dry_run: bool,
 ) -> Result<Outcome, JobError> {
     let store = store(tools)?;
+    let work = look_and_remove(tools, job, &store, retention, dry_run);
+    if dry_run {
+        return work.await;
+    }
+    match present::removing(&store, &tools.config.id, job, work).await {
+        Ok(done) => done,
+        Err(Kept::Store(error)) => Err(error.into()),
+        Err(Kept::Read(other)) => Err(JobError::Refused(format!(
+            "{other} reads the backup store, for a restore, a check or a fetch: ask again when that has ended (should that \
+             instance be gone: {} minutes after it ended)",
+            NOTE_VALID.as_secs() / 60
+        ))),
+    }
+}
+
+async fn look_and_remove(
+    tools: &Tools,
+    job: &Job,
+    store: &Store,
+    retention: Retention,
+    dry_run: bool,
+) -> Result<Outcome, JobError> {
     job.step("looking", None);
     if !dry_run {
         remove_parts(tools)?;
     }
-    let found = prune::look(&store).await?;
+    let found = prune::look(store).await?;
     for damaged in found
         .iter()
         .filter(|found| found.complete && found.manifest.is_none())
@@ -78,16 +102,21 @@ pub(super) async fn prune(
     let segments = if retention == Retention::default() {
         Vec::new()
     } else {
-        unneeded_segments(&store, job, &found, &prunable).await?
+        unneeded_segments(store, job, &found, &prunable).await?
     };
     if !dry_run {
         job.step("removing", None);
         for id in prunable.backups.iter().chain(&prunable.remains) {
-            prune::remove(&store, id).await?;
+            prune::remove(store, id).await?;
             tracing::info!("removed {id} from the backup store");
         }
         for segment in &segments {
-            archive::remove(&store, segment).await?;
+            archive::remove(store, segment).await?;
+        }
+        let unfinished = prune::remove_unfinished(store, &prunable.remains)
+            .with_context(|| format!("remove half-written files from {}", store.url()))?;
+        if unfinished > 0 {
+            tracing::info!("removed half-written files of {} MiB", unfinished >> 20);
         }
     }
     Ok(pruned(&prunable, segments.len(), dry_run))

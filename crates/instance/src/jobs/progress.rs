@@ -30,22 +30,7 @@ impl Job {
         Self {
             id: id.clone(),
             work: work.clone(),
-            document: Mutex::new(JobDocument {
-                format: api::FORMAT,
-                id,
-                work,
-                state: JobState::Running,
-                step: "starting".to_owned(),
-                done_bytes: 0,
-                total_bytes: None,
-                bytes_per_second: None,
-                seconds_left: None,
-                started,
-                ended: None,
-                outcome: String::new(),
-                warnings: Vec::new(),
-                result: None,
-            }),
+            document: Mutex::new(JobDocument::begun(id, work, started)),
             done_bytes: AtomicU64::new(0),
             meter: Mutex::new(Meter::begin(Instant::now())),
             cancelled: Stop::default(),
@@ -68,15 +53,13 @@ impl Job {
 
     pub(crate) fn document(&self) -> JobDocument {
         let mut document = self.lock().clone();
-        document.done_bytes = self.done_bytes.load(Ordering::Relaxed);
+        let extent = &mut document.extent;
+        extent.done_bytes = self.done_bytes.load(Ordering::Relaxed);
         if document.state == JobState::Running {
             let mut meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
-            document.bytes_per_second = meter.rate(Instant::now(), document.done_bytes);
-            document.seconds_left = seconds_left(
-                document.done_bytes,
-                document.total_bytes,
-                document.bytes_per_second,
-            );
+            extent.bytes_per_second = meter.rate(Instant::now(), extent.done_bytes);
+            extent.seconds_left =
+                seconds_left(extent.done_bytes, extent.total_bytes, extent.bytes_per_second);
         }
         document
     }
@@ -85,7 +68,7 @@ impl Job {
     pub(crate) fn step(&self, step: &str, total_bytes: Option<u64>) {
         let mut document = self.lock();
         step.clone_into(&mut document.step);
-        document.total_bytes = total_bytes;
+        document.extent.total_bytes = total_bytes;
         self.done_bytes.store(0, Ordering::Relaxed);
         *self.meter.lock().unwrap_or_else(PoisonError::into_inner) = Meter::begin(Instant::now());
         tracing::debug!(job = %document.id, step, "begins");
@@ -98,7 +81,7 @@ impl Job {
 
     /// So many bytes of the step are done, of so many as far as is known now.
     pub(crate) fn progress(&self, done_bytes: u64, total_bytes: u64) {
-        self.lock().total_bytes = Some(total_bytes).filter(|total| *total > 0);
+        self.lock().extent.total_bytes = Some(total_bytes).filter(|total| *total > 0);
         self.done(done_bytes);
     }
 

@@ -7,6 +7,7 @@
 //! the disk; without any, the archive in the store is. Interrupted, the same or a later target goes on from where the
 //! server is. With a base a full backup is restored first, and the archive after it is replayed.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,10 +33,14 @@ use super::restore_base::{self, Based};
 use super::restore_full::check_role;
 use super::{Job, JobError, Outcome, Tools};
 use crate::files;
+use crate::left_out;
 use crate::replaying::{self, Marker};
 
 /// Of a call during a replay: stopping waits for the transaction at hand, which may be a large one.
 const DEADLINE: Duration = Duration::from_mins(10);
+
+/// The certificate of a replay's source, in the run directory.
+const CERTIFICATE_FILE: &str = "replay-source.pem";
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -73,7 +78,7 @@ pub(super) async fn restore_incremental(
         .iter()
         .map(|text| gtid(text))
         .collect::<Result<_, _>>()?;
-    let left_out = LeftOut {
+    let mut left_out = LeftOut {
         transactions,
         cuts: Cuts::default(),
     };
@@ -94,6 +99,11 @@ pub(super) async fn restore_incremental(
         binlogs = Binlogs::Archive;
         job.step("planning", None);
     }
+    // What a replay before this one left out is not applied after what came later.
+    left_out
+        .transactions
+        .extend(left_out::load(&tools.config.data_directory)?);
+    let skipped = left_out.transactions.clone();
     let mut server = connect(tools).await?;
     let have = Have::transactions(&server.transactions().await?);
     let prepared = prepare(tools, binlogs, &mut server, &have, &target, left_out);
@@ -132,9 +142,9 @@ pub(super) async fn restore_incremental(
         ..
     } = prepared;
     match source {
-        Source::Archive(history) => replay(tools, job, server, history, &wish, &summary).await?,
+        Source::Archive(history) => replay(tools, job, server, history, &wish, &summary, &skipped).await?,
         Source::Local(history, finished) => {
-            replay(tools, job, server, history, &wish, &summary).await?;
+            replay(tools, job, server, history, &wish, &summary, &skipped).await?;
             for path in finished {
                 files::remove_durably(&path).with_context(|| format!("remove {}", path.display()))?;
             }
@@ -178,7 +188,7 @@ fn from_archive(store: &Store) -> String {
 }
 
 fn archive_store(tools: &Tools) -> Result<Store, JobError> {
-    tools.config.store()?.ok_or_else(|| {
+    tools.config.store(&tools.secrets.now())?.ok_or_else(|| {
         JobError::Refused(format!(
             "there are no binlog files in {}, and no backup_store is configured",
             tools.config.backup_directory.display()
@@ -234,6 +244,7 @@ async fn prepare(
     mut left_out: LeftOut,
 ) -> Result<Prepared, JobError> {
     let settings = replay_settings(server.flavor(), Durability::Relaxed, processors());
+    let certificate_file = tools.config.run_directory.join(CERTIFICATE_FILE);
     let files = match binlogs {
         Binlogs::Any => local_binlogs(tools)?,
         Binlogs::Archive => Vec::new(),
@@ -247,6 +258,7 @@ async fn prepare(
                 LocalHistory {
                     ranges: planned.ranges,
                     left_out: planned.left_out,
+                    reached: planned.reached.clone(),
                 },
                 planned.finished,
             ),
@@ -254,6 +266,7 @@ async fn prepare(
                 reached: planned.reached,
                 served_ids: planned.served_ids,
                 settings,
+                certificate_file,
             },
             summary: planned.summary,
             from: format!(
@@ -275,11 +288,13 @@ async fn prepare(
             store,
             ranges: planned.ranges,
             left_out: planned.left_out,
+            reached: planned.reached.clone(),
         }),
         wish: Wish {
             reached: planned.reached,
             served_ids: planned.served_ids,
             settings,
+            certificate_file,
         },
         summary: planned.summary,
     })
@@ -359,6 +374,7 @@ async fn replay<H: History>(
     history: H,
     wish: &Wish,
     summary: &Summary,
+    skipped: &BTreeSet<Gtid>,
 ) -> Result<(), JobError> {
     // ▲ Before the marker is there: what puts an interrupted replay's settings back ends what is followed.
     refuse_follower(&mut server).await.map_err(not_replayed)?;
@@ -376,6 +392,14 @@ async fn replay<H: History>(
             Marker::remove(data_directory)?;
         }
         return Err(error);
+    }
+    if summary.skipped > 0
+        && let Err(error) = left_out::store(data_directory, skipped)
+    {
+        if is_new {
+            Marker::remove(data_directory)?;
+        }
+        return Err(error.into());
     }
     job.step("replaying", Some(summary.bytes));
     let base = server.transactions().await?;

@@ -1,4 +1,4 @@
-//! A server for a while, on a copy of the data: nobody but this process can reach it, and it writes no binlog.
+//! A server for a while, on a copy of the data: nobody but this process can reach it, and it writes no binlog that stays.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use topology::Flavor;
 
 use crate::initialise::{Bound, option, start_alone_at, stop};
 use crate::restore::Restoration;
+use crate::server_arguments;
 
 /// It applies the redo log of a large server, perhaps.
 const START_LIMIT: Duration = Duration::from_hours(2);
@@ -50,6 +51,38 @@ impl Throwaway {
         statistics: bool,
         login: Login,
     ) -> anyhow::Result<Self> {
+        let mut more: Vec<OsString> = vec!["--skip-log-bin".into()];
+        if work.binaries.flavor == Flavor::Mysql {
+            let on = if statistics { "ON" } else { "OFF" };
+            more.push(format!("--performance-schema={on}").into());
+        }
+        Self::launch(work, directory, more, login).await
+    }
+
+    /// Starts a server of MySQL on the copy in `directory` that goes on with the binlog `base` of that index.
+    ///
+    /// # Errors
+    /// When it does not start; with its last words.
+    pub(crate) async fn start_with_binlog(
+        work: &Restoration<'_>,
+        directory: &Path,
+        base: &Path,
+        index: &Path,
+    ) -> anyhow::Result<Self> {
+        let more = vec![
+            option("--log-bin", base),
+            option("--log-bin-index", index),
+            "--performance-schema=OFF".into(),
+        ];
+        Self::launch(work, directory, more, work.secrets.root()?).await
+    }
+
+    async fn launch(
+        work: &Restoration<'_>,
+        directory: &Path,
+        more: Vec<OsString>,
+        login: Login,
+    ) -> anyhow::Result<Self> {
         let config = work.config;
         let socket = config.run_directory.join("copy.sock");
         let log = config.backup_log_directory.join("copy.log");
@@ -62,7 +95,6 @@ impl Throwaway {
             option("--log-error", &log),
             option("--tmpdir", &config.temporary()),
             "--skip-networking".into(),
-            "--skip-log-bin".into(),
             "--event-scheduler=OFF".into(),
             format!("--innodb-buffer-pool-size={BUFFER_POOL}").into(),
         ];
@@ -79,10 +111,8 @@ impl Throwaway {
             ],
         };
         arguments.extend(own.iter().map(OsString::from));
-        if work.binaries.flavor == Flavor::Mysql {
-            let on = if statistics { "ON" } else { "OFF" };
-            arguments.push(format!("--performance-schema={on}").into());
-        }
+        arguments.extend(server_arguments::of_the_data(config)?);
+        arguments.extend(more);
         if work.launcher.user_name() == "root" {
             arguments.push("--user=root".into());
         }

@@ -17,7 +17,8 @@ use super::keep::{find, store};
 use super::throwaway::Throwaway;
 use super::{Job, JobError, Outcome, Tools};
 use crate::report::disk;
-use crate::restore::place;
+use crate::restore::place::{self, Preparation};
+use crate::restore::settled_at;
 
 /// A large table is read once.
 const STATEMENT_DEADLINE: Duration = Duration::from_hours(12);
@@ -92,6 +93,11 @@ async fn restored(
 ) -> Result<usize, JobError> {
     fits(manifest, tools.binaries.flavor, tools.binaries.version, None)
         .map_err(|unfit| JobError::Refused(unfit.to_string()))?;
+    let preparation = Preparation::of(manifest);
+    preparation
+        .check(&tools.config, &tools.binaries)
+        .await
+        .map_err(|error| JobError::Refused(format!("{error:#}")))?;
     let room = disk(&tools.config.staging());
     if room.total_bytes > 0 && room.free_bytes < total {
         return Err(JobError::Refused(format!(
@@ -105,7 +111,8 @@ async fn restored(
     read(tools, job, store, manifest, Some(staging.path.clone()), total).await?;
     job.step("preparing", None);
     let work = tools.restoration(None, Some(job));
-    place::prepare(&work, &staging.path).await?;
+    let settled = place::prepare(&work, &staging.path, &preparation).await?;
+    let expected = settled_at(&manifest.position, settled)?.transactions;
     place::remove_strangers(&staging.path)?;
     if let Some(user) = &tools.launcher.user {
         crate::files::give_tree(&staging.path, user.owner).context("give the copy to the server's user")?;
@@ -118,9 +125,8 @@ async fn restored(
             if tools.binaries.flavor == Flavor::Mysql {
                 let has = server.transactions().await.context("ask the copy what it has")?;
                 ensure!(
-                    has == manifest.position.transactions,
-                    "the restored server has {has:?}, the manifest says {:?}",
-                    manifest.position.transactions
+                    has == expected,
+                    "the restored server has {has}, and should have {expected}"
                 );
             }
             open_tables(&mut server).await

@@ -15,8 +15,19 @@ use super::restore_incremental::{Request, restore_incremental};
 use super::search_archive::search_archive;
 use super::verify::verify;
 use super::{Job, JobError, Outcome, Tools};
+use crate::present;
 
+/// Does a job. Nobody removes from the store meanwhile what it reads there.
 pub(super) async fn carry_out(tools: &Arc<Tools>, job: &Arc<Job>) -> Result<Outcome, JobError> {
+    if job.work().needs_store() {
+        let work = Box::pin(perform(tools, job));
+        present::reading(&tools.config, &tools.secrets, Some(job), work).await
+    } else {
+        perform(tools, job).await
+    }
+}
+
+async fn perform(tools: &Arc<Tools>, job: &Arc<Job>) -> Result<Outcome, JobError> {
     match job.work().clone() {
         Work::FullBackup {
             archive,

@@ -2,22 +2,25 @@
 //! original service's archives in it, and the store.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
-use backup::catalogue;
+use backup::catalogue::{self, CatalogueError};
 use backup::coordinates::Coordinates;
 use backup::full::FOLDER;
-use backup::manifest::{BackupId, BackupPosition, Manifest, Source};
+use backup::manifest::{BackupPosition, Manifest, Source};
 use backup::original::{Original, SUFFIX};
 use backup::restore::{fits, local_store};
 use backup::store::Store;
 use backup::throttle::Stop;
 use jiff::Timestamp;
+use mysql_client::binlog::Gtid;
 use topology::gtid::Transactions;
 use topology::{ClusterId, Flavor, Version};
 
+use super::place::Preparation;
 use super::{Restoration, Wanted, nothing};
 use crate::binaries::Binaries;
 
@@ -78,6 +81,22 @@ impl Chosen {
         }
     }
 
+    /// What it needs when it is in place.
+    pub(super) fn preparation(&self) -> Preparation {
+        match self {
+            Self::Backup { manifest, .. } => Preparation::of(manifest),
+            Self::Original { archive, .. } => Preparation::of_archive(archive),
+        }
+    }
+
+    /// What its data lacks for good.
+    pub(super) fn left_out(&self) -> &BTreeSet<Gtid> {
+        match self {
+            Self::Backup { manifest, .. } => &manifest.left_out,
+            Self::Original { archive, .. } => &archive.left_out,
+        }
+    }
+
     pub(crate) fn total_bytes(&self) -> u64 {
         match self {
             Self::Backup { manifest, .. } => manifest.files.iter().map(|file| file.length).sum(),
@@ -124,13 +143,21 @@ pub(crate) async fn choose(work: &Restoration<'_>, wanted: &Wanted) -> anyhow::R
     }
     let mut places = vec![local_store(&config.backup_directory)?];
     if wanted.from_store {
-        places.extend(config.store()?);
+        places.extend(config.store(&work.secrets.now())?);
     }
     let mut reasons = Vec::new();
+    let mut missing = Vec::new();
     let mut candidates = Vec::new();
     for store in places {
         let found = match &wanted.backup {
-            Some(name) => vec![named(&store, &name.parse()?).await],
+            Some(name) => match catalogue::show(&store, &name.parse()?).await {
+                // In one of the places is enough.
+                Err(error @ CatalogueError::NotFound { .. }) => {
+                    missing.push(error.to_string());
+                    Vec::new()
+                }
+                shown => vec![shown.map_err(|error| error.to_string())],
+            },
             None => all(&store).await?,
         };
         for manifest in found {
@@ -163,16 +190,11 @@ pub(crate) async fn choose(work: &Restoration<'_>, wanted: &Wanted) -> anyhow::R
             Err(reason) => reasons.push(format!("{} in {}: {reason:#}", chosen.name(), chosen.place())),
         }
     }
+    reasons.extend(missing);
     match reasons.as_slice() {
         [] => Err(nothing(config)),
         reasons => Err(anyhow!("no backup can be restored: {}", reasons.join("; "))),
     }
-}
-
-async fn named(store: &Store, id: &BackupId) -> Result<Manifest, String> {
-    catalogue::show(store, id)
-        .await
-        .map_err(|error| error.to_string())
 }
 
 /// Every backup of a place.
@@ -249,6 +271,7 @@ async fn restorable(work: &Restoration<'_>, wanted: &Wanted, chosen: &Chosen) ->
     let id = &manifest.id;
     let own = work.cluster.as_ref().filter(|_| !wanted.foreign_cluster);
     fits(manifest, work.binaries.flavor, work.binaries.version, own)?;
+    chosen.preparation().check(work.config, work.binaries).await?;
     let objects = store.list(&format!("{FOLDER}/{id}")).await?;
     for segment in &manifest.segments {
         let name = format!("{FOLDER}/{id}/{}", segment.name);
@@ -294,6 +317,9 @@ async fn original(work: &Restoration<'_>, path: &Path) -> anyhow::Result<Chosen>
         .await
         .context("read the archive")??;
     takes(work.binaries, &archive)?;
+    Preparation::of_archive(&archive)
+        .check(work.config, work.binaries)
+        .await?;
     let Coordinates { file, offset, gtid } = archive.coordinates.clone();
     let position = BackupPosition {
         binlog_file: file,
@@ -312,8 +338,8 @@ async fn original(work: &Restoration<'_>, path: &Path) -> anyhow::Result<Chosen>
     })
 }
 
-/// A clone starts as it is, on its own series or a newer one; another copy is prepared by the tool of its own server's
-/// series only.
+/// A clone starts as it is, on its own series or a newer one, as does a copy that `XtraBackup` of its own series has
+/// prepared; a copy of MariaDB is prepared by the tool of its own server's series only.
 fn takes(binaries: &Binaries, archive: &Original) -> anyhow::Result<()> {
     let series = |version: Version| (version.major, version.minor);
     ensure!(
@@ -324,23 +350,16 @@ fn takes(binaries: &Binaries, archive: &Original) -> anyhow::Result<()> {
         binaries.flavor,
         binaries.version
     );
-    if archive.is_clone {
+    if archive.flavor == Flavor::Mysql {
         ensure!(
             series(archive.version) <= series(binaries.version),
-            "it is a clone of {} {}, and the server here is of an older series: {}",
+            "it is a copy of {} {}, and the server here is of an older series: {}",
             archive.flavor,
             archive.version,
             binaries.version
         );
         return Ok(());
     }
-    ensure!(
-        archive.flavor == Flavor::Mariadb,
-        "it is a copy of {} {} that XtraBackup has made, and only XtraBackup prepares it, which this version does not \
-         use. Prepare it by hand, start that server, and bring the data here by a backup of it",
-        archive.flavor,
-        archive.version
-    );
     ensure!(
         series(archive.version) == series(binaries.version),
         "it is a copy of mariadb {}, which only a mariadb-backup of that series prepares, and the server here is {}",

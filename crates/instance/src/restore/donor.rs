@@ -1,6 +1,7 @@
 //! A running server's data into the data directory, with nothing staged in between: MariaDB's as the stream that the
 //! donor's agent sends, MySQL's as the clone that an empty server makes of the donor's.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
@@ -18,19 +19,23 @@ use backup::donation::{DONATION_FORMAT, Donation, Ending, Extracted, Frame, Fram
 use backup::manifest::{BackupPosition, Source};
 use backup::unpack::UnpackError;
 use mysql_client::Server;
+use mysql_client::binlog::Gtid;
 use mysql_client::credentials::{Login, Password};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use topology::gtid::Transactions;
 use topology::{ClusterId, Flavor, JobId};
 
-use super::{Restoration, WantedDonor, place};
+use super::place::{self, Preparation};
+use super::{Restoration, WantedDonor};
+use crate::error_log;
 use crate::initialise::{failure, option};
 use crate::jobs::Job;
 use crate::jobs::clone::{self, Staging};
 use crate::jobs::full_backup;
 use crate::jobs::throwaway::Throwaway;
-use crate::server::{self, Exit};
+use crate::server::Exit;
+use crate::server_arguments;
 
 /// Of a question to the donor's agent.
 const ASK_DEADLINE: Duration = Duration::from_secs(10);
@@ -71,7 +76,7 @@ impl Donor {
             .as_ref()
             .context("a copy of a running server is taken when it is ordered, not at a start")?;
         let agent = Client::new(slice::from_ref(&wanted.agent), ASK_DEADLINE)?
-            .with_token(work.secrets.agent_token()?.expose());
+            .with_token(work.secrets.agent_token().expose());
         let random = uuid::Uuid::new_v4().simple().to_string();
         // Named after the job that it is for, so that everybody sees whose it is.
         let job: JobId = format!("{:.80}-donor-{}", own.id().as_str(), &random[..8]).parse()?;
@@ -136,6 +141,10 @@ impl Donor {
 
     pub(super) fn total_bytes(&self) -> u64 {
         self.donation.data_bytes
+    }
+
+    pub(super) fn left_out(&self) -> &BTreeSet<Gtid> {
+        &self.donation.left_out
     }
 
     /// Takes the data into the data directory; where the copy ends. An error says what the donor says of it, too.
@@ -210,7 +219,7 @@ impl Donor {
         };
         let position = full_backup::position(&extracted.captured, &before.state, &after.state)?;
         work.step("preparing", None);
-        place::prepare(work, &work.config.data_directory).await?;
+        place::prepare(work, &work.config.data_directory, &Preparation::MariadbBackup).await?;
         Ok(position)
     }
 
@@ -468,10 +477,11 @@ async fn install(work: &Restoration<'_>, home: &Path) -> anyhow::Result<()> {
         option("--tmpdir", &work.config.temporary()),
         "--secure-file-priv=NULL".into(),
     ];
+    arguments.extend(server_arguments::of_the_data(work.config)?);
     if work.launcher.user_name() == "root" {
         arguments.push("--user=root".into());
     }
-    let offset = server::log_length(&log);
+    let offset = error_log::length(&log);
     let launcher = work.launcher.bound_to_work_in(home.parent().unwrap_or(home));
     let process = crate::initialise::Bound(launcher.start(&work.binaries.server, &arguments, &log).await?);
     match process.0.wait_within(INSTALL_LIMIT).await {

@@ -6,16 +6,22 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use backup::manifest::{Manifest, XTRABACKUP};
+use backup::original::Original;
 use backup::restore::{Reading, is_left_by_tools};
 use backup::throttle::Stop;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-use topology::Flavor;
+use topology::gtid::Transactions;
+use topology::{Flavor, Version};
 
 use super::{Chosen, Restoration, reading};
+use crate::binaries::Binaries;
+use crate::config::InstanceConfig;
 use crate::identity;
-use crate::jobs::mariadb_backup::{self, Tool};
+use crate::jobs::backup_tool::{self, Tool};
 use crate::memory;
+use crate::xtrabackup::{self, Xtrabackup};
 
 /// Applying the redo log of a large and busy server takes its time; a tool that hangs is ended all the same.
 const PREPARE_LIMIT: Duration = Duration::from_hours(12);
@@ -63,17 +69,88 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// Applies what the source wrote while it was copied.
+/// What a copy needs before a server can run on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Preparation {
+    /// Nothing: a clone is consistent by itself, the server applies its redo log when it starts.
+    Nothing,
+    /// `mariadb-backup` applies what the source wrote while it was copied.
+    MariadbBackup,
+    /// The same with `xtrabackup` of the source's series; then the copied binlog decides about the last transactions.
+    Xtrabackup {
+        /// Of the source.
+        version: Version,
+        /// The binlog file that came along.
+        binlog_file: String,
+    },
+}
+
+impl Preparation {
+    /// Of a backup.
+    pub(crate) fn of(manifest: &Manifest) -> Self {
+        match (manifest.source.flavor, manifest.tool.name.as_str()) {
+            (Flavor::Mariadb, _) => Self::MariadbBackup,
+            (Flavor::Mysql, XTRABACKUP) => Self::Xtrabackup {
+                version: manifest.source.version,
+                binlog_file: manifest.position.binlog_file.clone(),
+            },
+            (Flavor::Mysql, _) => Self::Nothing,
+        }
+    }
+
+    /// Of an archive.
+    pub(super) fn of_archive(archive: &Original) -> Self {
+        match archive.flavor {
+            Flavor::Mariadb => Self::MariadbBackup,
+            Flavor::Mysql if archive.is_clone => Self::Nothing,
+            Flavor::Mysql => Self::Xtrabackup {
+                version: archive.version,
+                binlog_file: archive.coordinates.file.clone(),
+            },
+        }
+    }
+
+    /// Sees that what it takes is installed.
+    ///
+    /// # Errors
+    /// What is not.
+    pub(crate) async fn check(&self, config: &InstanceConfig, binaries: &Binaries) -> anyhow::Result<()> {
+        match self {
+            Self::Nothing => Ok(()),
+            Self::MariadbBackup => Tool::program(binaries).map(drop),
+            Self::Xtrabackup { version, .. } => Xtrabackup::for_copies_of(*version, config, binaries)
+                .await
+                .map(drop),
+        }
+    }
+}
+
+/// Makes what was put in place consistent. What the copy has, where that is told only now.
 ///
 /// # Errors
-/// When the tool fails or does not say that it completed.
-pub(crate) async fn prepare(work: &Restoration<'_>, directory: &Path) -> anyhow::Result<()> {
-    let config = work.config;
-    if work.binaries.flavor == Flavor::Mysql {
-        // A clone is consistent by itself: the server applies its redo log when it starts.
-        return Ok(());
+/// When the tool is not there, fails, or does not say that it completed.
+pub(crate) async fn prepare(
+    work: &Restoration<'_>,
+    directory: &Path,
+    preparation: &Preparation,
+) -> anyhow::Result<Option<Transactions>> {
+    match preparation {
+        Preparation::Nothing => Ok(None),
+        Preparation::MariadbBackup => {
+            apply_log(work, &Tool::program(work.binaries)?, directory).await?;
+            Ok(None)
+        }
+        Preparation::Xtrabackup { version, binlog_file } => {
+            let tool = Xtrabackup::for_copies_of(*version, work.config, work.binaries).await?;
+            apply_log(work, &tool.program, directory).await?;
+            xtrabackup::settle(work, directory, binlog_file).await
+        }
     }
-    let program = Tool::program(work.binaries)?;
+}
+
+/// `mariadb-backup` and `xtrabackup` do it in the same words.
+async fn apply_log(work: &Restoration<'_>, program: &Path, directory: &Path) -> anyhow::Result<()> {
+    let config = work.config;
     let log = config.backup_log_directory.join("restore-prepare.log");
     crate::files::remove_durably(&log).with_context(|| format!("remove `{}`", log.display()))?;
     let mut target = std::ffi::OsString::from("--target-dir=");
@@ -90,16 +167,17 @@ pub(crate) async fn prepare(work: &Restoration<'_>, directory: &Path) -> anyhow:
     if let Some(user) = &work.launcher.user {
         crate::files::give_tree(directory, user.owner).context("give the files to the server's user")?;
     }
-    let process = launcher.start(&program, &arguments, &log).await?;
+    let process = launcher.start(program, &arguments, &log).await?;
     let ended = tokio::select! {
         ended = process.wait_within(PREPARE_LIMIT) => ended,
         () = cancelled(work) => None,
     };
     if ended.is_none() {
-        process.kill().await.context("end mariadb-backup")?;
+        process.kill().await.context("end the tool")?;
         bail!("preparing the backup was ended");
     }
-    mariadb_backup::judge(&process, &log).await
+    let tool = program.file_name().unwrap_or_default().to_string_lossy();
+    backup_tool::judge(&process, &tool, &log).await
 }
 
 async fn cancelled(work: &Restoration<'_>) {

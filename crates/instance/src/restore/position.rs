@@ -1,5 +1,6 @@
 //! A restored server is told what it has, and proves that it starts.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -39,7 +40,9 @@ pub(super) async fn set(
         purpose: Purpose::Run,
     });
     configuration_file::write(&file, &text)?;
-    let arguments = vec![option("--defaults-file", &file), "--skip-networking".into()];
+    let mut arguments = vec![option("--defaults-file", &file)];
+    arguments.extend(config.server_arguments.iter().map(OsString::from));
+    arguments.push("--skip-networking".into());
     let log = config.error_log();
     let login = work.secrets.root()?;
     let endpoint = Endpoint::Socket(config.socket());

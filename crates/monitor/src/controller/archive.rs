@@ -26,6 +26,17 @@ fn archiver(cluster: &Cluster, is_fit: impl Fn(&InstanceId) -> bool) -> Option<&
         .or_else(|| cluster.master())
 }
 
+/// Who archives beside the archiver until that one has begun: the Master, where it did so before, as after a switchover. What
+/// it stores meanwhile need not be archived at the other one.
+fn relieved<'cluster>(
+    cluster: &'cluster Cluster,
+    archiver: &InstanceId,
+    has_begun: impl Fn(&InstanceId) -> bool,
+) -> Option<&'cluster InstanceId> {
+    let master = cluster.master().filter(|master| *master != archiver)?;
+    (has_begun(master) && !has_begun(archiver)).then_some(master)
+}
+
 impl<S: Store> Controller<S> {
     /// What an agent is told; `None` for an instance without a role.
     pub(super) fn archive_order(&self, id: &InstanceId) -> Option<ArchiveOrder> {
@@ -42,8 +53,11 @@ impl<S: Store> Controller<S> {
             .errands
             .values()
             .filter(|running| running.errand.makes_replica());
+        let archiver = self.archiver();
+        let relieved = archiver.and_then(|archiver| relieved(cluster, archiver, |id| self.archives(id)));
         Some(ArchiveOrder {
-            archive: self.archiver() == Some(id),
+            archive: archiver == Some(id) || relieved == Some(id),
+            takes_over: archiver == Some(id) && relieved.is_some(),
             others_have: others.chain(coming.map(|_| None)).collect(),
         })
     }
@@ -67,6 +81,14 @@ impl<S: Store> Controller<S> {
         })
     }
 
+    /// Whether an instance's binlog is being archived, as its agent said a moment ago: on its way there it tells of no lag.
+    fn archives(&self, id: &InstanceId) -> bool {
+        let heard = self.reports.get(id);
+        let heard = heard.filter(|heard| self.now().since(heard.at) < REPORT_LIMIT);
+        let archive = heard.and_then(|heard| heard.report.archive.as_ref());
+        archive.is_some_and(|archive| archive.archiving && archive.lag_milliseconds.is_some())
+    }
+
     /// What the agents say is wrong with the archive.
     pub(super) fn archive_problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
@@ -85,17 +107,18 @@ impl<S: Store> Controller<S> {
 
 #[cfg(test)]
 mod tests {
-    use topology::Durability;
     use topology::cluster::Member;
+    use topology::{Durability, Role};
 
     use super::*;
 
-    #[test]
-    fn the_standby_archives_and_without_it_the_master() {
-        let id = |name: &str| -> InstanceId { name.parse().unwrap() };
+    fn id(name: &str) -> InstanceId {
+        name.parse().unwrap()
+    }
+
+    fn cluster(roles: &[(&str, Role)]) -> Cluster {
         let cluster_id = "00000000-0000-4000-8000-000000000001".parse().unwrap();
         let mut cluster = Cluster::new(cluster_id, "test", Durability::SemiSync);
-        assert_eq!(archiver(&cluster, |_| true), None);
         let member = |role| Member {
             role,
             incarnation: "00000000-0000-4000-8000-000000000002".parse().unwrap(),
@@ -108,11 +131,36 @@ mod tests {
             may_follow: std::collections::BTreeSet::new(),
             fenced_at: std::collections::BTreeSet::new(),
         };
-        cluster.members.insert(id("a"), member(topology::Role::Master));
-        assert_eq!(archiver(&cluster, |_| true), Some(&id("a")));
-        cluster.members.insert(id("b"), member(topology::Role::Standby));
-        cluster.members.insert(id("c"), member(topology::Role::Slave));
+        for (name, role) in roles {
+            cluster.members.insert(id(name), member(*role));
+        }
+        cluster
+    }
+
+    #[test]
+    fn the_standby_archives_and_without_it_the_master() {
+        assert_eq!(archiver(&cluster(&[]), |_| true), None);
+        let alone = cluster(&[("a", Role::Master)]);
+        assert_eq!(archiver(&alone, |_| true), Some(&id("a")));
+        let cluster = cluster(&[("a", Role::Master), ("b", Role::Standby), ("c", Role::Slave)]);
         assert_eq!(archiver(&cluster, |_| true), Some(&id("b")));
         assert_eq!(archiver(&cluster, |each| *each != id("b")), Some(&id("a")));
+    }
+
+    #[test]
+    fn a_master_that_archived_goes_on_until_the_standby_has_begun() {
+        let cluster = cluster(&[("a", Role::Master), ("b", Role::Standby), ("c", Role::Slave)]);
+        let relieved = |archiver: &str, archiving: &[&str]| {
+            relieved(&cluster, &id(archiver), |id| archiving.contains(&id.as_str())).cloned()
+        };
+        assert_eq!(relieved("b", &["a"]), Some(id("a")));
+        assert_eq!(relieved("b", &["a", "b"]), None, "the Standby has begun");
+        assert_eq!(relieved("b", &[]), None, "nobody archived");
+        assert_eq!(relieved("b", &["c"]), None, "a former Standby may lack something");
+        assert_eq!(
+            relieved("a", &["a", "b"]),
+            None,
+            "the Standby is not fit any more"
+        );
     }
 }

@@ -11,16 +11,18 @@ use api::operation::{OperationDocument, OperationState, ProgressDocument, StepDo
 use jiff::Timestamp;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
+use topology::observation::ServerState;
 use topology::{InstanceId, Moment, OperationId, Purpose, Refusal};
 
-use super::{Controller, Denial};
+use super::{Controller, Denial, MONITOR};
 use crate::clock;
 use crate::errands::compose::{self, Agent, Composed, Facts};
 use crate::errands::rates::Rates;
 use crate::errands::runner::{News, Runner, backup_made};
 use crate::errands::schedule::{ScheduleName, Settled};
 use crate::errands::{
-    ERRAND_FORMAT, Ending, Errand, ErrandInProgress, Outcome, Stage, copied, describe, excludes, kind, works,
+    ERRAND_FORMAT, Ending, Errand, ErrandInProgress, Outcome, Stage, copied, describe, exclude_each_other,
+    kind, works,
 };
 use crate::store::{ErrandWrite, NewEvent, Repeatable, Store, StoreError, Write};
 
@@ -98,6 +100,15 @@ impl<S: Store> Controller<S> {
             .collect()
     }
 
+    /// A check of a backup that has not ended.
+    pub(super) fn check_in_progress(&self) -> Option<Denial> {
+        let mut errands = self.errands.values();
+        let checks = |work: &Work| matches!(work, Work::VerifyBackup { .. });
+        errands
+            .find(|running| works(running.errand.rest()).any(|(_, work)| checks(work)))
+            .map(|running| busy(&running.document))
+    }
+
     /// What must not be done beside these stages: another backup, other work on the same data, a role change there.
     fn conflict(&self, stages: &[Stage]) -> Option<Denial> {
         let donors = works(stages).filter_map(|(_, work)| copied(work));
@@ -110,7 +121,7 @@ impl<S: Store> Controller<S> {
         }
         for running in self.errands.values() {
             let rest = running.errand.rest();
-            let beside = works(rest).any(|(_, other)| works(stages).any(|(_, work)| excludes(work, other)));
+            let beside = exclude_each_other(stages, rest);
             let same_data = rest
                 .iter()
                 .any(|stage| changes_data(stage) && touches.contains(&stage.at()))
@@ -121,8 +132,17 @@ impl<S: Store> Controller<S> {
                 return Some(busy(&running.document));
             }
         }
+        if let Some(at) = self
+            .fills_itself()
+            .filter(|_| works(stages).any(|(_, work)| work.removes()))
+        {
+            return Some(Denial::Refused(Refusal::because(
+                "work_in_progress",
+                format!("{at} fills its empty data directory from the store: wait for its end"),
+            )));
+        }
         for (at, job) in self.foreign_work() {
-            if works(stages).any(|(_, work)| excludes(work, &job.work)) {
+            if exclude_each_other(stages, &[Stage::of(at, &job.work)]) {
                 return Some(Denial::Refused(Refusal::because(
                     "work_in_progress",
                     format!(
@@ -134,6 +154,20 @@ impl<S: Store> Controller<S> {
             }
         }
         None
+    }
+
+    /// An instance whose agent restores a backup at its start: nobody asked for it, so that there is no job.
+    fn fills_itself(&self) -> Option<&InstanceId> {
+        let now = self.now();
+        let is_at_work = |id: &InstanceId| {
+            let jobs = self.agents_jobs.get(id);
+            jobs.is_some_and(|jobs| jobs.iter().any(|job| !job.state.is_final()))
+        };
+        self.reports
+            .iter()
+            .filter(|(_, heard)| now.since(heard.at) < SILENCE)
+            .find(|(id, heard)| heard.report.state == ServerState::Restoring && !is_at_work(id))
+            .map(|(id, _)| id)
     }
 
     // ---- its course
@@ -305,7 +339,11 @@ impl<S: Store> Controller<S> {
         let Some(stage) = running.errand.stage() else {
             return Ok(());
         };
-        let progress = Some(ProgressDocument::new(stage.at().clone(), step, extent));
+        let progress = Some(ProgressDocument {
+            instance: stage.at().clone(),
+            step,
+            extent,
+        });
         if running.document.progress == progress || now.since(running.noted) < NOTE_PERIOD {
             return Ok(());
         }
@@ -373,7 +411,7 @@ impl<S: Store> Controller<S> {
                 .result
                 .as_ref()
                 .and_then(|result| result["stored_bytes"].as_u64())
-                .or((job.done_bytes > 0).then_some(job.done_bytes)),
+                .or((job.extent.done_bytes > 0).then_some(job.extent.done_bytes)),
             outcome: job.outcome.clone(),
             last_done,
             operation,
@@ -405,6 +443,8 @@ impl<S: Store> Controller<S> {
             return Ok(());
         };
         let mut document = running.document;
+        let is_own_removal =
+            document.actor == MONITOR && works(&running.errand.stages).any(|(_, work)| work.removes());
         let (state, text, event) = match outcome {
             Outcome::Done(said) if said.is_empty() => {
                 (OperationState::Done, "done".to_owned(), "operation_done")
@@ -451,6 +491,8 @@ impl<S: Store> Controller<S> {
         self.publish_snapshot();
         if running.errand.made.is_some() && state == OperationState::Done {
             self.prune_after_backup().await?;
+        } else if is_own_removal && state == OperationState::Refused {
+            self.on_prune_refused();
         }
         Ok(())
     }

@@ -270,7 +270,17 @@ impl<S: Store> Controller<S> {
                 undoing: false,
             });
         }
+        // Whoever registers an instance answers for the data that it has then.
+        let registered = match change {
+            Change::Register { instance, .. } => Some(instance),
+            _ => None,
+        };
+        write.marks.extend(registered.map(|id| (id.clone(), None)));
         self.write(write).await.map_err(|error| store_failure(&error))?;
+        if let Some(id) = registered {
+            self.marks.remove(id);
+            self.unsaved_marks.remove(id);
+        }
         self.publish_snapshot();
         Ok(())
     }

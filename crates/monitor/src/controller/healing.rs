@@ -29,7 +29,7 @@ pub(super) struct Healing {
     not_before: Moment,
     /// What was last tried, and how often in a row.
     last: Option<(Plan, u32)>,
-    /// What the last try failed with: said once.
+    /// What the last try failed with: an event once, and a problem as long as it is so.
     pub(super) last_failure: Option<String>,
     /// When commits were first seen to wait in vain, and what their server had then.
     waiting: Option<(Moment, Transactions)>,

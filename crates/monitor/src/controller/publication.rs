@@ -20,8 +20,9 @@ use crate::errands::catalogue::Catalogue;
 use crate::errands::problems::{Known, problems as backup_problems, scheduled_since, uncopied};
 use crate::store::{State, Store, StoreError, Write};
 
-/// After so long a proxy that holds and heard nothing acts by itself: longer than all limits of a switchover's
-/// steps until the routes are out again.
+/// After so long a proxy that holds and heard nothing acts by itself: longer than a switchover takes from the hold until
+/// it is decided or given up. One that is decided may take longer at the worst; new connections are then led to the old
+/// master, which takes no writes.
 const HOLD_DEADLINE_MILLISECONDS: u64 = 10_000;
 
 /// The channels on which everybody reads.
@@ -291,6 +292,9 @@ impl<S: Store> Controller<S> {
             scheduled_since: scheduled_since(&self.settled),
         };
         let mut problems = assessment.problems.clone();
+        let failure = self.healing.last_failure.as_ref();
+        problems
+            .extend(failure.map(|failure| format!("what the monitor tries to put right fails: {failure}")));
         problems.extend(backup_problems(&known, Timestamp::now()));
         problems.extend(self.archive_problems());
         problems.extend(uncopied(self.reports.values().map(|heard| &heard.report)));
@@ -344,7 +348,7 @@ impl<S: Store> Controller<S> {
             status,
             reason,
             version: view.last_seen.as_ref().map(|(_, seen)| seen.version),
-            read_only: seen.map(|seen| seen.read_only),
+            read_only: seen.map(|seen| !seen.takes_writes),
             gtid: seen.map(|seen| seen.transactions.to_string()),
             following,
             lag_seconds: seen.and_then(|seen| match (&seen.replication, role) {
@@ -426,4 +430,20 @@ fn send_if_new<T: PartialEq>(channel: &watch::Sender<Option<Arc<T>>>, value: Arc
         }
         new
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use topology::Policy;
+
+    use super::*;
+
+    #[test]
+    fn a_hold_does_not_lapse_before_the_switchover_is_decided_or_given_up() {
+        let policy = Policy::default();
+        let limits = policy.hold_limit_milliseconds
+            + policy.stop_writes_limit_milliseconds
+            + policy.catch_up_limit_milliseconds;
+        assert!(limits < HOLD_DEADLINE_MILLISECONDS);
+    }
 }

@@ -9,7 +9,8 @@ use topology::gtid::Lacks;
 use topology::observation::{AgentReport, ServerState, Unreachable};
 use topology::{InstanceId, Look, Moment, Refusal, Status};
 
-use super::{Controller, MONITOR, Permission};
+use super::permission::Permission;
+use super::{Controller, MONITOR};
 use crate::clock;
 use crate::executor::Failure;
 use crate::store::{Mark, NewEvent, Store, Write};
@@ -89,6 +90,7 @@ impl<S: Store> Controller<S> {
                 incarnation: incarnation.clone(),
                 state: report.state,
                 replaying: report.replaying,
+                left_out: report.left_out.clone(),
                 detail: report.detail.clone(),
                 server_pid: report.server_pid,
                 disk_free_bytes: report.disk_free_bytes,
@@ -238,7 +240,10 @@ impl<S: Store> Controller<S> {
             return Ok(());
         }
         let write = Write {
-            marks: std::mem::take(&mut self.unsaved_marks).into_iter().collect(),
+            marks: std::mem::take(&mut self.unsaved_marks)
+                .into_iter()
+                .map(|(id, mark)| (id, Some(mark)))
+                .collect(),
             ..Write::default()
         };
         self.write(write).await?;
@@ -247,31 +252,9 @@ impl<S: Store> Controller<S> {
 
     /// Whether an instance may be made writable, as far as the state and its agent know.
     pub(super) fn permit(&self, at: &InstanceId) -> Result<Permission, Failure> {
-        let cluster = &self.state.cluster;
-        let Some(member) = cluster.members.get(at).filter(|_| cluster.master() == Some(at)) else {
-            return Err(Failure::new(format!(
-                "{at} is not the recorded Master: it is not made writable"
-            )));
-        };
-        let Some(heard) = self.reports.get(at) else {
-            return Err(Failure::new(format!(
-                "the agent of {at} was not heard since the monitor started, so its data directory is not known"
-            )));
-        };
-        if heard.report.incarnation.as_ref() != Some(&member.incarnation) {
-            return Err(Failure::new(format!(
-                "{at} has another data directory than the registered one: it is not made writable"
-            )));
-        }
-        let mark = self
-            .marks
-            .get(at)
-            .filter(|mark| mark.incarnation == member.incarnation)
-            .map(|mark| mark.transactions.clone());
-        Ok(Permission {
-            server_id: member.server_id,
-            mark,
-        })
+        let heard = self.reports.get(at);
+        let found = heard.and_then(|heard| heard.report.incarnation.as_ref());
+        Permission::of(&self.state.cluster, at, found, self.marks.get(at))
     }
 
     /// Events for statuses that have changed since they were last compared.

@@ -13,6 +13,9 @@ use crate::store::{Store, StoreError, Write};
 /// How often schedules are looked at, at most.
 const PERIOD: std::time::Duration = std::time::Duration::from_secs(1);
 
+/// After how long an agent is asked again for a removal that it refused: somebody reads the store whom only it sees.
+const PRUNE_AGAIN: std::time::Duration = std::time::Duration::from_mins(1);
+
 impl<S: Store> Controller<S> {
     /// Begins what is due, as soon as nothing is in its way.
     pub(super) async fn run_schedules(&mut self) -> anyhow::Result<()> {
@@ -51,7 +54,7 @@ impl<S: Store> Controller<S> {
             documents.push(document);
         }
         self.schedules = documents;
-        Ok(())
+        self.prune_if_owed().await
     }
 
     fn scheduled(&self) -> Vec<(ScheduleName, Schedule)> {
@@ -102,6 +105,10 @@ impl<S: Store> Controller<S> {
                 if catalogue.read.is_some() && catalogue.backups.is_empty() {
                     return Ok(Err("there is no full backup yet".to_owned()));
                 }
+                // Checks that take longer than from one to the next would keep backups from being made.
+                if let Some(busy) = self.check_in_progress() {
+                    return Ok(Err(sentence(busy)));
+                }
                 Errand::Verify {
                     backup: None,
                     request: VerifyRequest {
@@ -147,25 +154,45 @@ impl<S: Store> Controller<S> {
         })
     }
 
-    /// Removes what is too old after a full backup, where it was said what that is.
+    /// Removes what is too old after a full backup, where it was said what that is: now, or as soon as nothing is in its
+    /// way.
     pub(super) async fn prune_after_backup(&mut self) -> anyhow::Result<()> {
+        self.prune_owed = true;
+        if let Some(why) = self.begin_owed_prune().await? {
+            tracing::warn!("old backups are not removed now: {why}; they are afterwards");
+        }
+        Ok(())
+    }
+
+    /// An agent did not remove what is too old: it still is to be.
+    pub(super) fn on_prune_refused(&mut self) {
+        self.prune_owed = true;
+        self.prune_refused = Some(self.now());
+    }
+
+    async fn prune_if_owed(&mut self) -> anyhow::Result<()> {
+        // Why not was told when it was denied first.
+        self.begin_owed_prune().await.map(drop)
+    }
+
+    /// Why not yet, if so.
+    async fn begin_owed_prune(&mut self) -> anyhow::Result<Option<String>> {
         let config = &self.backup_config;
         let wanted = config.prune_after_full && (config.keep_count.is_some() || config.keep_days.is_some());
-        if !wanted || self.stopping {
-            return Ok(());
+        let refused_lately = self
+            .prune_refused
+            .is_some_and(|at| self.now().since(at) < PRUNE_AGAIN);
+        if !wanted || !self.prune_owed || refused_lately || self.stopping {
+            return Ok(None);
         }
         match self.compose(&Errand::Prune(PruneRequest::default())) {
             Ok(composed) => {
                 self.begin_errand(composed, MONITOR, None, None).await?;
+                self.prune_owed = false;
+                Ok(None)
             }
-            Err(denial) => {
-                tracing::warn!(
-                    "old backups are not removed now: {}; they are after the next backup",
-                    sentence(denial)
-                );
-            }
+            Err(denial) => Ok(Some(sentence(denial))),
         }
-        Ok(())
     }
 }
 

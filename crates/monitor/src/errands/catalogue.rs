@@ -120,7 +120,7 @@ async fn read(store: &Store, known: &mut BTreeMap<BackupId, BackupDocument>) -> 
         }
         match catalogue::show(store, &id).await {
             Ok(manifest) => {
-                known.insert(id, document(&manifest));
+                known.insert(id, backup_document(&manifest));
             }
             // Removed since it was listed.
             Err(CatalogueError::NotFound { .. }) => {}
@@ -131,7 +131,9 @@ async fn read(store: &Store, known: &mut BTreeMap<BackupId, BackupDocument>) -> 
     Ok(damaged.join("; "))
 }
 
-fn document(manifest: &Manifest) -> BackupDocument {
+/// A backup as it is shown.
+#[must_use]
+pub fn backup_document(manifest: &Manifest) -> BackupDocument {
     BackupDocument {
         id: manifest.id.to_string(),
         instance: manifest.source.instance.clone(),

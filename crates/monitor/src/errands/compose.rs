@@ -9,6 +9,7 @@ use api::job::{Binlogs, RestoreSource, Work};
 use topology::status::status;
 use topology::{Incarnation, InstanceId, Reason, Refusal, Role, Situation, Status, Version};
 
+pub(crate) use self::scale_out::left_out_of_master;
 use self::scale_out::scale_out;
 use super::rates::Rates;
 use super::{Errand, Stage};

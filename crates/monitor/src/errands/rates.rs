@@ -98,26 +98,17 @@ mod tests {
     use super::*;
 
     fn job(from: RestoreSource, state: JobState, ended: &str, result: serde_json::Value) -> JobDocument {
+        let work = Work::RestoreFull {
+            from,
+            discard: None,
+            foreign_cluster: false,
+            dry_run: false,
+        };
         JobDocument {
-            format: 1,
-            id: "job".parse().unwrap(),
-            work: Work::RestoreFull {
-                from,
-                discard: None,
-                foreign_cluster: false,
-                dry_run: false,
-            },
             state,
-            step: String::new(),
-            done_bytes: 0,
-            total_bytes: None,
-            bytes_per_second: None,
-            seconds_left: None,
-            started: String::new(),
             ended: Some(format!("2026-11-22T{ended}:00Z")),
-            outcome: String::new(),
-            warnings: Vec::new(),
             result: Some(result),
+            ..JobDocument::begun("job".parse().unwrap(), work, String::new())
         }
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use topology::{Incarnation, InstanceId, JobId, OperationId, Role, Status};
 
+use super::compose::left_out_of_master;
 use super::{Ending, ErrandInProgress, Outcome, Stage, copied};
 use crate::controller::{Denial, Event, Granted, Snapshot, What, Wish};
 use crate::executor::Surroundings;
@@ -253,7 +254,7 @@ impl<S: Store> Runner<S> {
                         return self.worked(at, job).await;
                     }
                     self.tell(News::Progress {
-                        extent: job.extent(),
+                        extent: job.extent,
                         step: job.step,
                     })
                     .await?;
@@ -327,12 +328,17 @@ impl<S: Store> Runner<S> {
 
     /// A replay that is refused has changed nothing: the Master may have what is missing, and says so if not.
     async fn catch_up(&mut self, at: &InstanceId) -> Result<String, Stop> {
+        let snapshot = Arc::clone(&self.snapshot.borrow());
+        let Some(skip) = left_out_of_master(&snapshot.cluster, &snapshot.views) else {
+            let why = "its agent did not say yet what its data is without";
+            return Ok(format!("left to the Master: {why}"));
+        };
         let work = Work::RestoreIncremental {
             target: Target::End,
             base: None,
             // What lies in the local backup directory is a person's.
             binlogs: Binlogs::Archive,
-            skip: Vec::new(),
+            skip,
             dry_run: false,
         };
         match self.job(at, &work).await {

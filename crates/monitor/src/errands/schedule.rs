@@ -3,6 +3,9 @@
 //! A schedule's times are an endless list. What is stored is the newest of them that was settled, that is begun, so
 //! that a monitor that was down finds what it missed, and begins it once, however many times were missed.
 
+use std::collections::BTreeMap;
+
+use api::backup::ResultDocument;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
@@ -90,6 +93,19 @@ pub(crate) fn overdue(
     (too_late <= now).then_some(missed)
 }
 
+/// Whether the monitor has had a full backup made after which it has had nothing removed: it ended before it could.
+pub(crate) fn is_prune_owed(results: &BTreeMap<String, ResultDocument>) -> bool {
+    let ended = |kind: &str| {
+        let result = results.get(kind)?;
+        result.ended.parse::<Timestamp>().ok().map(|at| (result, at))
+    };
+    let Some((_, made)) = ended("full_backup").filter(|(full, _)| full.done && full.operation.is_some())
+    else {
+        return false;
+    };
+    ended("prune_backups").is_none_or(|(_, pruned)| pruned < made)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +119,43 @@ mod tests {
             cron: cron.to_owned(),
             until: time(until),
             since: time(until),
+        }
+    }
+
+    #[test]
+    fn a_prune_is_owed_after_a_backup_until_one_has_ended() {
+        let result = |kind: &str, done, ended: &str, ours: bool| {
+            let result = ResultDocument {
+                kind: kind.to_owned(),
+                instance: "a".parse().unwrap(),
+                done,
+                ended: time(ended).to_string(),
+                duration_seconds: 1,
+                bytes: None,
+                outcome: String::new(),
+                last_done: None,
+                operation: ours.then(|| "op-1".parse().unwrap()),
+            };
+            (kind.to_owned(), result)
+        };
+        let full = |done, ours| result("full_backup", done, "22T03:00:00", ours);
+        let prune = |done, ended| result("prune_backups", done, ended, true);
+        for (results, owed) in [
+            (vec![], false),
+            (vec![full(true, true)], true),
+            (vec![full(false, true)], false),
+            // Somebody else asked the agent for it, and prunes as well.
+            (vec![full(true, false)], false),
+            (vec![full(true, true), prune(true, "21T03:10:00")], true),
+            (vec![full(true, true), prune(true, "22T03:10:00")], false),
+            // What failed is a person's: it is told.
+            (vec![full(true, true), prune(false, "22T03:10:00")], false),
+        ] {
+            assert_eq!(
+                is_prune_owed(&results.iter().cloned().collect()),
+                owed,
+                "{results:?}"
+            );
         }
     }
 

@@ -36,6 +36,15 @@ impl RealWorld {
             .await
     }
 
+    pub(crate) async fn remove_account(
+        &mut self,
+        at: &InstanceId,
+        account: AccountNumber,
+    ) -> Result<String, Failure> {
+        self.ask(at, &format!("/api/v1/replication-accounts/{account}/remove"))
+            .await
+    }
+
     /// Remembers which events are enabled before it disables them: replication loses it.
     pub(crate) async fn disable_events(&mut self, at: &InstanceId) -> Result<String, Failure> {
         let agent = self.agent(at)?;

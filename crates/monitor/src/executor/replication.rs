@@ -11,17 +11,11 @@ use topology::situation::holds_back;
 use topology::{AccountNumber, Address, Flavor, InstanceId, Observation};
 
 use super::Failure;
+use super::received::{FIRST_PAUSE, LONGEST_PAUSE, finish_received, is_stopped, wait_until_drained};
 use super::world::{RealWorld, failure, look};
-
-/// For an applier to finish what was received. A target of a switchover has next to nothing left to do; another
-/// replica may be some seconds behind, and then the step is repeated.
-const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
 /// For a source to have what its new replica has.
 const SOURCE_LIMIT: Duration = Duration::from_secs(2);
-
-const FIRST_PAUSE: Duration = Duration::from_millis(2);
-const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 
 impl RealWorld {
     pub(crate) async fn wait_until_applied(
@@ -201,7 +195,13 @@ impl RealWorld {
         let result = async {
             let seen = look(at, &mut server).await?;
             let wrap = |error: mysql_client::Error| failure(at, &error);
-            match manner(&seen, &address, &login.user, acknowledge) {
+            let manner = manner(&seen, &address, &login.user, acknowledge);
+            if manner == Manner::Repoint && seen.replication.as_ref().is_some_and(receives) {
+                // First while it receives, and may acknowledge: all that commits wait for is then the little that came
+                // meanwhile.
+                self.wait_until_source_has(source, at, &seen.transactions).await?;
+            }
+            match manner {
                 Manner::AsItShould => return Ok("it did so already".to_owned()),
                 Manner::BothThreads | Manner::Repoint
                     if seen.semi_sync.source_enabled && self.cluster().master() != Some(at) =>
@@ -443,75 +443,8 @@ async fn forget_source(at: &InstanceId, server: &mut Server) -> Result<String, F
     Ok(String::new())
 }
 
-/// How often a receiver is stopped in the hope that it is between two transactions: under load each stop has a
-/// chance of about one half.
-const STOPS_OF_A_RECEIVER: usize = 10;
-
-/// What an applier takes to begin with what the receiver wrote last.
-const APPLIER_BEGINS: Duration = Duration::from_millis(10);
-
-/// What a receiver that was started again takes to bring the rest of a transaction.
-const REST_OF_A_TRANSACTION: Duration = Duration::from_millis(20);
-
-/// Stops the receiver, lets the applier finish what was received, then stops the applier. `idle`: nothing is on its
-/// way to the receiver.
-async fn finish_received(
-    at: &InstanceId,
-    server: &mut Server,
-    seen: &Observation,
-    idle: bool,
-) -> Result<(), Failure> {
-    let Some(replication) = &seen.replication else {
-        return Ok(());
-    };
-    let wrap = |error: mysql_client::Error| failure(at, &error);
-    let receives = replication.receiver != Receiver::Stopped;
-    if is_stopped(replication)
-        && (seen.flavor == Flavor::Mariadb || server.is_drained().await.map_err(wrap)?)
-    {
-        // MariaDB drops its relay logs at any start after both threads had stopped. What was in them is still at the
-        // source.
-        return Ok(());
-    }
-    if !replication.applier_running && !seen.read_only {
-        if receives {
-            server.stop_receiver().await.map_err(wrap)?;
-        }
-        // A master applies nothing of its former source; the wait fails when there is something.
-        return wait_until_drained(at, server).await;
-    }
-    if !replication.applier_running {
-        // Before the receiver is stopped: MariaDB drops the relay logs at a start after both were.
-        server.start_applier().await.map_err(wrap)?;
-    }
-    for _ in 0..STOPS_OF_A_RECEIVER {
-        if receives {
-            server.stop_receiver().await.map_err(wrap)?;
-        }
-        wait_until_drained(at, server).await?;
-        if idle || !receives || !left_a_part(server).await.map_err(wrap)? {
-            break;
-        }
-        server.start_receiver().await.map_err(wrap)?;
-        tokio::time::sleep(REST_OF_A_TRANSACTION).await;
-    }
-    // Part of a transaction is left only when its source is gone.
-    server.stop_replication().await.map_err(wrap)
-}
-
-async fn wait_until_drained(at: &InstanceId, server: &mut Server) -> Result<(), Failure> {
-    match server.wait_until_drained(DRAIN_LIMIT).await {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Failure::new(format!(
-            "{at} has not applied everything that it received after {} s",
-            DRAIN_LIMIT.as_secs()
-        ))),
-        Err(error) => Err(failure(at, &error)),
-    }
-}
-
-fn is_stopped(replication: &Replication) -> bool {
-    replication.receiver == Receiver::Stopped && !replication.applier_running
+fn receives(replication: &Replication) -> bool {
+    replication.receiver != Receiver::Stopped
 }
 
 fn is_user(seen: &Observation, user: &str) -> bool {
@@ -524,19 +457,6 @@ fn applies(seen: &Observation) -> bool {
     seen.replication
         .as_ref()
         .is_some_and(|replication| replication.applier_running)
-}
-
-/// Whether a stopped receiver left part of a transaction. A MySQL applier shows it once it has begun with it, which is
-/// a moment after it was written: who does not see it looks again.
-async fn left_a_part(server: &mut Server) -> Result<bool, mysql_client::Error> {
-    if server.has_part_of_a_transaction().await? {
-        return Ok(true);
-    }
-    if server.flavor() == Flavor::Mariadb {
-        return Ok(false);
-    }
-    tokio::time::sleep(APPLIER_BEGINS).await;
-    server.has_part_of_a_transaction().await
 }
 
 /// What it takes to make an instance follow as it should.
@@ -563,7 +483,7 @@ fn manner(seen: &Observation, address: &Address, user: &str, acknowledge: bool) 
     }
     let acknowledges_as_wanted = seen.semi_sync.replica_enabled == acknowledge
         && (seen.semi_sync.replica_active == acknowledge || replication.receiver == Receiver::Connecting);
-    if replication.receiver != Receiver::Stopped && acknowledges_as_wanted {
+    if receives(replication) && acknowledges_as_wanted {
         Manner::AsItShould
     } else {
         Manner::ReceiverAlone

@@ -63,8 +63,8 @@ impl Ledger for Notes {
 }
 
 const IMPATIENT: Patience = Patience {
-    step: Duration::from_millis(20),
-    undo: Duration::from_millis(20),
+    step: Duration::from_millis(200),
+    undo: Duration::from_millis(200),
     first_pause: Duration::from_millis(1),
 };
 

@@ -8,6 +8,7 @@ use api::client::Client;
 use futures_util::future::join_all;
 use mysql_client::credentials::SecretFile;
 use mysql_client::{Depth, Endpoint, Error, Server};
+use tokio::task::JoinHandle;
 use topology::{Address, Cluster, InstanceId, Look, Moment, Observation, Plan, Purpose, ServerId, Step};
 
 use super::{Failure, World};
@@ -35,7 +36,9 @@ pub(crate) struct Surroundings {
 /// Does steps in the world as it is. It keeps its connections from one step to the next.
 pub(crate) struct RealWorld {
     pub(crate) surroundings: Surroundings,
-    connections: BTreeMap<InstanceId, Server>,
+    connections: BTreeMap<InstanceId, Vec<Server>>,
+    /// Statements whose end the next steps elsewhere need not wait for.
+    ending: BTreeMap<InstanceId, JoinHandle<Result<(), Error>>>,
 }
 
 impl RealWorld {
@@ -43,6 +46,7 @@ impl RealWorld {
         Self {
             surroundings,
             connections: BTreeMap::new(),
+            ending: BTreeMap::new(),
         }
     }
 
@@ -53,21 +57,40 @@ impl RealWorld {
 
     /// A connection to an instance; give it back with [`Self::keep`] when it is still good.
     pub(crate) async fn server(&mut self, id: &InstanceId) -> Result<Server, Failure> {
-        if let Some(server) = self.connections.remove(id) {
+        if let Some(statement) = self.ending.remove(id) {
+            end_of(id, statement).await?;
+        }
+        if let Some(server) = self.connections.get_mut(id).and_then(Vec::pop) {
             return Ok(server);
         }
         connect(&self.surroundings, &self.cluster(), id).await
     }
 
-    /// Keeps a connection for the next step, unless the result says that it is broken.
+    /// Keeps a connection for the next step, unless the result says that it is broken, and others with it.
     pub(crate) fn keep<T>(&mut self, id: &InstanceId, server: Server, result: &Result<T, Failure>) {
+        let kept = self.connections.entry(id.clone()).or_default();
         if result
             .as_ref()
             .err()
             .is_none_or(|failure| failure.unreachable.is_none())
         {
-            self.connections.insert(id.clone(), server);
+            kept.push(server);
+        } else {
+            kept.clear();
         }
+    }
+
+    /// Lets a statement go on while other steps are done. It is waited for before anything else is said to that server.
+    pub(crate) async fn let_end(
+        &mut self,
+        id: &InstanceId,
+        statement: JoinHandle<Result<(), Error>>,
+    ) -> Result<(), Failure> {
+        if statement.is_finished() {
+            return end_of(id, statement).await;
+        }
+        self.ending.insert(id.clone(), statement);
+        Ok(())
     }
 
     /// Looks at a server and tells the controller, so that the routes follow what a step has changed at once.
@@ -112,6 +135,7 @@ impl World for RealWorld {
         let mut needed: Vec<&InstanceId> = plan.steps.iter().filter_map(needs_connection).collect();
         needed.sort();
         needed.dedup();
+        needed.extend(plan.steps.iter().filter_map(needs_another_connection));
         let cluster = self.cluster();
         let surroundings = &self.surroundings;
         let opened = join_all(
@@ -123,7 +147,7 @@ impl World for RealWorld {
         for (id, result) in opened {
             // Whoever cannot be reached now may be reached when its step comes; that step says if not.
             if let Ok(server) = result {
-                self.connections.insert(id, server);
+                self.connections.entry(id).or_default().push(server);
             }
         }
         if matches!(plan.purpose, Purpose::Switchover { .. }) {
@@ -201,6 +225,7 @@ impl World for RealWorld {
             Step::FenceAccount { at, account } => self.fence_account(at, *account).await,
             Step::UnlockAccount { at, account } => self.unlock_account(at, *account).await,
             Step::EnsureReplicationAccount { at, account } => self.ensure_account(at, *account).await,
+            Step::RemoveReplicationAccount { at, account } => self.remove_account(at, *account).await,
             Step::EnableEvents { at, of } => self.enable_events(at, of).await,
             Step::DisableEvents { at } => self.disable_events(at).await,
             Step::SetEventScheduler { at, on } => self.set_event_scheduler(at, *on).await,
@@ -217,11 +242,20 @@ fn needs_connection(step: &Step) -> Option<&InstanceId> {
         Step::FenceAccount { .. }
         | Step::UnlockAccount { .. }
         | Step::EnsureReplicationAccount { .. }
+        | Step::RemoveReplicationAccount { .. }
         | Step::EnableEvents { .. }
         | Step::DisableEvents { .. }
         | Step::CreateApplication { .. }
         | Step::BeginFirstStart { .. } => None,
         _ => step.at(),
+    }
+}
+
+/// The instance that a step speaks to on two connections, and may do so while writes stand still.
+fn needs_another_connection(step: &Step) -> Option<&InstanceId> {
+    match step {
+        Step::SetSemiSyncSource { at, on: false } => Some(at),
+        _ => None,
     }
 }
 
@@ -267,7 +301,12 @@ pub(crate) async fn connect(
     Ok(server)
 }
 
-fn check_identity(id: &InstanceId, seen: &Observation, registered: ServerId) -> Result<(), Failure> {
+/// Whether the server is the registered one.
+pub(crate) fn check_identity(
+    id: &InstanceId,
+    seen: &Observation,
+    registered: ServerId,
+) -> Result<(), Failure> {
     if seen.server_id == registered {
         Ok(())
     } else {
@@ -278,10 +317,17 @@ fn check_identity(id: &InstanceId, seen: &Observation, registered: ServerId) -> 
     }
 }
 
-/// An ordinary look.
+async fn end_of(id: &InstanceId, statement: JoinHandle<Result<(), Error>>) -> Result<(), Failure> {
+    match statement.await {
+        Ok(ended) => ended.map_err(|error| failure(id, &error)),
+        Err(error) => Err(Failure::new(format!("{id}: {error}"))),
+    }
+}
+
+/// A brief look: writes may stand still meanwhile.
 pub(crate) async fn look(id: &InstanceId, server: &mut Server) -> Result<Observation, Failure> {
     server
-        .observe(Depth::Ordinary)
+        .observe(Depth::Brief)
         .await
         .map_err(|error| failure(id, &error))
 }

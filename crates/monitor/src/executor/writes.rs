@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use mysql_client::{ReadOnly, Server, Session, SessionKind};
 use tokio::time::Instant;
-use topology::gtid::Lacks;
-use topology::{InstanceId, Moment, Observation};
+use topology::observation::Receiver;
+use topology::{Flavor, InstanceId, Moment, Observation};
 
 use super::Failure;
-use super::world::{RealWorld, connect, failure, look};
+use super::world::{RealWorld, check_identity, connect, failure, look};
 
 /// Pauses between looks at the sessions: commits in flight take a millisecond or two.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -20,6 +21,13 @@ const FREEING_STATEMENT: &str = "FLUSH STATUS";
 
 /// How long it is waited for; it takes effect all the same when it is not.
 const FREEING_DEADLINE: Duration = Duration::from_millis(500);
+
+/// For a moment in which no commit waits. Where commits go on it comes soon, unless their acker is behind.
+const BETWEEN_COMMITS_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a look at an acker may take that commits wait for: a part of the time in which the old master has to be
+/// writable again.
+const ACKER_LOOK_LIMIT: Duration = Duration::from_millis(500);
 
 /// How many of those who are in the way a message names.
 const NAMED_SESSIONS: usize = 5;
@@ -43,28 +51,45 @@ impl RealWorld {
         }
     }
 
-    /// Names the ackers that are not there, when commits wait for them.
+    /// Names the ackers that do not do their part, when commits wait for them.
     async fn with_missing_ackers(&mut self, at: &InstanceId, failure: Failure) -> Failure {
         let Ok(mut server) = self.server(at).await else {
             return failure;
         };
         let seen = look(at, &mut server).await;
         self.keep(at, server, &seen);
+        if !seen.is_ok_and(|seen| seen.semi_sync.source_active && seen.semi_sync.waiting_sessions > 0) {
+            return failure;
+        }
         let cluster = self.cluster();
-        match seen {
-            Ok(seen) if seen.semi_sync.source_active && seen.semi_sync.source_clients == 0 => {
-                let ackers: Vec<String> = cluster.ackers.iter().map(ToString::to_string).collect();
-                Failure::new(format!(
-                    "{}; nobody acknowledges commits: none of the ackers ({}) is connected to {at}",
-                    failure.message,
-                    if ackers.is_empty() {
-                        "none is registered".to_owned()
-                    } else {
-                        ackers.join(", ")
-                    }
-                ))
-            }
-            _ => failure,
+        let missing: Vec<String> = join_all(cluster.ackers.iter().map(|acker| self.why_silent(acker)))
+            .await
+            .into_iter()
+            .flatten()
+            .collect();
+        if missing.is_empty() {
+            return failure;
+        }
+        Failure::new(format!(
+            "{}; commits at {at} are not acknowledged: {}",
+            failure.message,
+            missing.join("; ")
+        ))
+    }
+
+    /// Why an acker acknowledges nothing now. On a connection of its own, with little patience: writes are stopped.
+    async fn why_silent(&self, acker: &InstanceId) -> Option<String> {
+        let looked = async {
+            let mut server = connect(&self.surroundings, &self.cluster(), acker).await?;
+            look(acker, &mut server).await
+        };
+        match tokio::time::timeout(ACKER_LOOK_LIMIT, looked).await {
+            Ok(Ok(seen)) => silence(&seen).map(|why| format!("{acker} {why}")),
+            Ok(Err(failure)) => Some(failure.message),
+            Err(_) => Some(format!(
+                "{acker} did not answer within {} ms",
+                ACKER_LOOK_LIMIT.as_millis()
+            )),
         }
     }
 
@@ -76,13 +101,8 @@ impl RealWorld {
         let began = self.surroundings.clock.now();
         let result = async {
             let seen = look(at, &mut server).await?;
-            if seen.server_id != permission.server_id {
-                return Err(Failure::new(format!(
-                    "another server answers for {at}: it has server id {}, registered is {}",
-                    seen.server_id, permission.server_id
-                )));
-            }
-            if !seen.read_only {
+            check_identity(at, &seen, permission.server_id)?;
+            if seen.takes_writes {
                 return Ok("it was writable already".to_owned());
             }
             if waits && !seen.semi_sync.source_enabled {
@@ -91,19 +111,15 @@ impl RealWorld {
                      stopped; the monitor makes it writable when an acker follows"
                 )));
             }
-            if let Some(mark) = &permission.mark
-                && let Lacks::These(missing) = seen.transactions.lacks(mark)
-            {
-                return Err(Failure::new(format!(
-                    "{at} lacks transactions that it was seen to have ({missing}): it is not made writable; find out \
-                     what became of its data"
-                )));
+            if let Some(objection) = permission.objection(at, &seen.transactions) {
+                return Err(Failure::new(objection));
             }
             match server.set_read_only(false).await {
                 Ok(ReadOnly::Done) => {
                     // That it takes writes now was read back: the routes need not wait for another look.
                     let writable = Observation {
                         read_only: false,
+                        takes_writes: true,
                         ..seen
                     };
                     self.tell(at, began, &writable).await;
@@ -124,28 +140,42 @@ impl RealWorld {
         on: bool,
     ) -> Result<String, Failure> {
         let mut server = self.server(at).await?;
-        let result = async {
-            let seen = look(at, &mut server).await?;
-            if seen.semi_sync.source_enabled == on && seen.semi_sync.source_active == on {
-                return Ok("it was so already".to_owned());
-            }
-            if !on
-                && seen.semi_sync.waiting_sessions > 0
-                && !only_its_applier_waits(at, &mut server, &seen).await?
-            {
-                return Err(Failure::new(format!(
-                    "{} commits at {at} wait for an acknowledgement, and would be answered without one",
-                    seen.semi_sync.waiting_sessions
-                )));
-            }
-            server
-                .set_semi_sync_source(on)
-                .await
-                .map(|()| String::new())
-                .map_err(|error| failure(at, &error))
+        let found = Switch::found(at, &mut server, on).await;
+        let Ok(Some(switch)) = found else {
+            self.keep(at, server, &found);
+            return found.map(|_| "it was so already".to_owned());
+        };
+        if !on && server.flavor() == Flavor::Mysql {
+            return self.switch_source_off(at, server, switch).await;
         }
-        .await;
+        let switched = switch.turn(&mut server).await;
+        let result = switched
+            .map(|()| String::new())
+            .map_err(|error| failure(at, &error));
         self.keep(at, server, &result);
+        result
+    }
+
+    /// On MySQL no commit waits any more as soon as the server has been told, and the statement ends when the thread that
+    /// reads acknowledgements has ended. That one looks whether it should when a replica says something or goes, and once
+    /// a second. So it is waited for when there is something else to do at this server.
+    async fn switch_source_off(
+        &mut self,
+        at: &InstanceId,
+        mut told: Server,
+        switch: Switch,
+    ) -> Result<String, Failure> {
+        let mut server = self.server(at).await?;
+        let statement = tokio::spawn(async move { switch.turn(&mut told).await });
+        let result = loop {
+            match server.waits_for_acknowledgements().await {
+                Ok(true) if !statement.is_finished() => tokio::time::sleep(FIRST_PAUSE).await,
+                Ok(_) => break Ok(String::new()),
+                Err(error) => break Err(failure(at, &error)),
+            }
+        };
+        self.keep(at, server, &result);
+        self.let_end(at, statement).await?;
         result
     }
 
@@ -178,14 +208,88 @@ impl RealWorld {
     }
 }
 
-/// Whether nobody who waits for an acknowledgement would be told "committed" without one: at a read-only server that
-/// follows, with no session in commit, what waits is its own applier, for what its source has committed already.
+/// Why a server that answers acknowledges nothing.
+fn silence(seen: &Observation) -> Option<&'static str> {
+    let receiver = seen.replication.as_ref().map(|replication| replication.receiver);
+    if receiver != Some(Receiver::Running) {
+        Some("does not receive")
+    } else if !seen.semi_sync.replica_active {
+        Some("does not acknowledge")
+    } else {
+        None
+    }
+}
+
+/// How the source side of semi-sync is switched.
+#[derive(Debug, Clone, Copy)]
+enum Switch {
+    On,
+    /// At a server that takes no writes, and where nobody waits.
+    Off,
+    /// Where commits go on.
+    OffAmidWrites,
+}
+
+impl Switch {
+    /// How it is to be done at this server; `None` when it is as it should be.
+    async fn found(at: &InstanceId, server: &mut Server, on: bool) -> Result<Option<Self>, Failure> {
+        let seen = look(at, server).await?;
+        Ok(
+            if seen.semi_sync.source_enabled == on && seen.semi_sync.source_active == on {
+                None
+            } else if on {
+                Some(Self::On)
+            } else if seen.read_only {
+                until_nobody_waits(at, server, seen).await?;
+                Some(Self::Off)
+            } else {
+                Some(Self::OffAmidWrites)
+            },
+        )
+    }
+
+    async fn turn(self, server: &mut Server) -> Result<(), mysql_client::Error> {
+        match self {
+            Self::On => server.set_semi_sync_source(true).await,
+            Self::Off => server.set_semi_sync_source(false).await,
+            Self::OffAmidWrites if server.end_semi_sync_source(BETWEEN_COMMITS_LIMIT).await? => Ok(()),
+            Self::OffAmidWrites => Err(mysql_client::Error::Replication(
+                "commits wait for an acknowledgement, and would be answered without one".to_owned(),
+            )),
+        }
+    }
+}
+
+/// Looks until no commit waits for an acknowledgement at a server that takes no writes: it would be answered without it.
+async fn until_nobody_waits(
+    at: &InstanceId,
+    server: &mut Server,
+    mut seen: Observation,
+) -> Result<(), Failure> {
+    let began = Instant::now();
+    let mut pause = FIRST_PAUSE;
+    while seen.semi_sync.waiting_sessions > 0 && !only_its_applier_waits(at, server, &seen).await? {
+        if began.elapsed() >= BETWEEN_COMMITS_LIMIT {
+            return Err(Failure::new(format!(
+                "{} commits at {at} wait for an acknowledgement, and would be answered without one",
+                seen.semi_sync.waiting_sessions
+            )));
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+        seen = look(at, server).await?;
+    }
+    Ok(())
+}
+
+/// Whether nobody who waits for an acknowledgement would be told "committed" without one: at a server that follows,
+/// with no session in commit, what waits is its own applier, for what its source has committed already.
 async fn only_its_applier_waits(
     at: &InstanceId,
     server: &mut Server,
     seen: &Observation,
 ) -> Result<bool, Failure> {
-    if !seen.read_only || seen.replication.is_none() {
+    if seen.replication.is_none() {
         return Ok(false);
     }
     let sessions = server.sessions().await.map_err(|error| failure(at, &error))?;

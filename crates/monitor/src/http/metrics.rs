@@ -290,7 +290,7 @@ fn server(page: &mut Page, seen: &Observation, labels: &[(&str, &str)]) {
         page.add_kind(&format!("{prefix}{name}"), "untyped", help, labels, value);
     }
     let help = "Whether ordinary users cannot write.";
-    page.add("mysql_service_read_only", help, labels, flag(seen.read_only));
+    page.add("mysql_service_read_only", help, labels, flag(!seen.takes_writes));
     let help = "Commits that wait for an acknowledgement.";
     let waiting = f64::from(seen.semi_sync.waiting_sessions);
     page.add("mysql_service_semi_sync_waiting_sessions", help, labels, waiting);

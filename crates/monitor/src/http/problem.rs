@@ -230,3 +230,20 @@ impl<T: DeserializeOwned, A: Send + Sync> FromRequestParts<A> for Query<T> {
             .map_err(|rejection| ProblemResponse::bad_request(rejection.body_text()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_the_way_is_named() {
+        let denial = Denial::Busy {
+            operation: "op-7".parse().unwrap(),
+            title: "Pause a".to_owned(),
+        };
+        let ProblemResponse(told) = denial.into();
+        assert_eq!((told.status, &*told.kind), (409, problem::BUSY));
+        assert_eq!(told.operation, Some("op-7".parse().unwrap()));
+        assert!(told.detail.contains("op-7 is in progress (Pause a)"), "{told:?}");
+    }
+}

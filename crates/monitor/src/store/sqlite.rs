@@ -25,6 +25,7 @@ use crate::clock;
 const FILE_NAME: &str = "state.sqlite";
 
 /// Each statement list brings the file from the format of its index to the next one.
+/// A newer `STATE_FORMAT` has one too, for the copy that is made before.
 const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE state (
@@ -66,6 +67,7 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT;
 ",
     errands::TABLES,
+    "UPDATE state SET format = 2;",
 ];
 
 /// How long an answer to a request with an `Idempotency-Key` is kept.
@@ -281,7 +283,11 @@ fn load(connection: &mut Connection) -> Result<Loaded, StoreError> {
                 known: STATE_FORMAT,
             });
         }
-        Some((_, version, document)) => (StateVersion(version), Some(read::<State>("state", &document)?)),
+        Some((_, version, document)) => {
+            let mut state = read::<State>("state", &document)?;
+            state.cluster.format = STATE_FORMAT;
+            (StateVersion(version), Some(state))
+        }
     };
     let plan = connection
         .query_row(
@@ -377,13 +383,16 @@ fn apply(connection: &mut Connection, write: &Write) -> Result<Written, StoreErr
         write_repeatable(&transaction, repeatable)?;
     }
     for (instance, mark) in &write.marks {
-        transaction
-            .execute(
+        let instance = instance.as_str();
+        match mark {
+            Some(mark) => transaction.execute(
                 "INSERT INTO marks (instance, document) VALUES (?1, ?2)
                  ON CONFLICT (instance) DO UPDATE SET document = excluded.document",
-                params![instance.as_str(), print("mark", mark)?],
-            )
-            .map_err(sql)?;
+                params![instance, print("mark", mark)?],
+            ),
+            None => transaction.execute("DELETE FROM marks WHERE instance = ?1", params![instance]),
+        }
+        .map_err(sql)?;
     }
     if let Some((instance, remembered)) = &write.remembered_events {
         transaction

@@ -6,7 +6,7 @@ use std::time::Duration;
 use api::FORMAT;
 use api::agent::InstanceReport;
 use api::client::Client;
-use api::job::{JobDocument, JobRequest, JobState, Jobs, Work};
+use api::job::{Extent, JobDocument, JobRequest, JobState, Jobs, Work};
 use api::problem::{Problem, REFUSED};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -34,11 +34,16 @@ pub(crate) struct FakeAgent {
 impl FakeAgent {
     /// An agent that reports to the monitor at `monitor`, whenever that is there.
     pub(crate) async fn start(id: &str, monitor: &str) -> Self {
+        Self::start_in(id, monitor, ServerState::Running).await
+    }
+
+    /// The same with a server in this state.
+    pub(crate) async fn start_in(id: &str, monitor: &str, state: ServerState) -> Self {
         let shared = Shared::default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let id: InstanceId = id.parse().unwrap();
-        let report = report(&id);
+        let report = InstanceReport { state, ..report(&id) };
         let own_report = report.clone();
         let routes = Router::new()
             .route("/api/v1/instance", get(async move || Json(own_report)))
@@ -83,21 +88,22 @@ impl FakeAgent {
     /// A job that somebody else asked for.
     pub(crate) fn begin(&self, id: &str, work: Work) -> JobId {
         let id: JobId = id.parse().unwrap();
-        self.shared
-            .lock()
-            .unwrap()
-            .jobs
-            .insert(0, running(id.clone(), work));
+        self.shared.lock().unwrap().jobs.insert(
+            0,
+            JobDocument::begun(id.clone(), work, jiff::Timestamp::now().to_string()),
+        );
         id
     }
 
     pub(crate) fn progress(&self, id: &JobId, step: &str, done_bytes: u64, total_bytes: Option<u64>) {
         self.change(id, |job| {
             step.clone_into(&mut job.step);
-            job.done_bytes = done_bytes;
-            job.total_bytes = total_bytes;
-            job.bytes_per_second = Some(100);
-            job.seconds_left = total_bytes.map(|total| (total - done_bytes) / 100);
+            job.extent = Extent {
+                done_bytes,
+                total_bytes,
+                bytes_per_second: Some(100),
+                seconds_left: total_bytes.map(|total| (total - done_bytes) / 100),
+            };
         });
     }
 
@@ -136,6 +142,7 @@ fn report(id: &InstanceId) -> InstanceReport {
         server_id: None,
         state: ServerState::Running,
         replaying: false,
+        left_out: Vec::new(),
         uncopied: Vec::new(),
         detail: String::new(),
         server_pid: Some(1),
@@ -147,25 +154,6 @@ fn report(id: &InstanceId) -> InstanceReport {
         upgraded_from: None,
         first_start: None,
         archive: None,
-    }
-}
-
-fn running(id: JobId, work: Work) -> JobDocument {
-    JobDocument {
-        format: FORMAT,
-        id,
-        work,
-        state: JobState::Running,
-        step: "beginning".to_owned(),
-        done_bytes: 0,
-        total_bytes: None,
-        bytes_per_second: None,
-        seconds_left: None,
-        started: jiff::Timestamp::now().to_string(),
-        ended: None,
-        outcome: String::new(),
-        warnings: Vec::new(),
-        result: None,
     }
 }
 
@@ -195,7 +183,7 @@ async fn submit(State(shared): State<Shared>, Json(request): Json<JobRequest>) -
         };
         return (StatusCode::CONFLICT, Json(problem)).into_response();
     }
-    let job = running(request.id, request.work);
+    let job = JobDocument::begun(request.id, request.work, jiff::Timestamp::now().to_string());
     inner.jobs.insert(0, job.clone());
     (StatusCode::ACCEPTED, Json(job)).into_response()
 }

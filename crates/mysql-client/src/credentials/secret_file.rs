@@ -37,9 +37,10 @@ const SECRET: &str = "secret";
 const SSO_URL: &str = "sso_url";
 const REDIRECT_URI: &str = "redirect_uri";
 const AGENT_TOKEN: &str = "agent_token";
+const BACKUP_IDENTITY: &str = "backup_identity";
 
 /// Every key there is.
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 9] = [
     ROOT,
     REPL,
     DBA,
@@ -48,6 +49,7 @@ const KEYS: [&str; 8] = [
     SSO_URL,
     REDIRECT_URI,
     AGENT_TOKEN,
+    BACKUP_IDENTITY,
 ];
 
 /// The secrets of a cluster. It prints the names of what it has, never a value.
@@ -102,7 +104,7 @@ pub enum SecretError {
         bytes: usize,
     },
     /// A secret that is needed is nowhere.
-    #[error("no `{key}`: put `{key}=…` into {origin}, or set {}", variable(key))]
+    #[error("no `{key}`: put `{key}=…` into {origin}, or set {}", variables(key))]
     Missing {
         /// The key in `secret.conf`.
         key: &'static str,
@@ -314,6 +316,12 @@ impl SecretFile {
         self.values.get(SSO_URL).map(Password::expose)
     }
 
+    /// The private key of age that opens what is in the backup store, as `age-keygen` writes it.
+    #[must_use]
+    pub fn backup_identity(&self) -> Option<&Password> {
+        self.values.get(BACKUP_IDENTITY)
+    }
+
     /// `redirect_uri` of the single sign-on.
     #[must_use]
     pub fn redirect_uri(&self) -> Option<&str> {
@@ -368,6 +376,14 @@ fn named(
 /// The environment's name of a key.
 fn variable(key: &str) -> String {
     format!("MYSQL_SERVICE_{}", key.to_ascii_uppercase())
+}
+
+/// For people: those names of a key that the official images have, too.
+fn variables(key: &str) -> String {
+    match key {
+        ROOT => format!("{} or MYSQL_ROOT_PASSWORD", variable(key)),
+        _ => variable(key),
+    }
 }
 
 fn known(key: &str) -> Option<&'static str> {

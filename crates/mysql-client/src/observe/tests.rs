@@ -108,6 +108,48 @@ fn a_status_that_lacks_what_decides_is_an_error() {
     }
 }
 
+/// Otherwise a commit that is acknowledged between the two is neither counted nor among the transactions.
+#[test]
+fn who_waits_is_counted_before_the_transactions_are_read() {
+    for flavor in [Flavor::Mariadb, Flavor::Mysql] {
+        let statements = statements(flavor, Depth::Brief);
+        let last_counter = statements
+            .iter()
+            .rposition(|statement| statement.starts_with("SHOW GLOBAL STATUS"));
+        let transactions = statements
+            .iter()
+            .position(|statement| statement == TRANSACTIONS.of(flavor));
+        assert!(last_counter.unwrap() < transactions.unwrap(), "{statements:?}");
+    }
+}
+
+/// What `SELECT @@…`, `SHOW GLOBAL STATUS`, `@@gtid_binlog_state` and the replication status answer.
+fn answers_of(server_id: &str, binlog_state: &str, position: &str) -> [Vec<Row>; 4] {
+    [
+        vec![Row::of(&[
+            ("server_id", Some(server_id)),
+            ("read_only", Some("1")),
+        ])],
+        vec![Row::of(&[
+            ("Variable_name", Some("Uptime")),
+            ("Value", Some("9")),
+        ])],
+        vec![Row::of(&[("@@global.gtid_binlog_state", Some(binlog_state))])],
+        mariadb(&[("Gtid_IO_Pos", Some(position))]),
+    ]
+}
+
+#[test]
+fn a_receiver_that_skipped_what_its_own_server_wrote_does_not_tell_what_it_has() {
+    let version = Version::parse("10.11.19").unwrap();
+    for (server_id, known) in [("17", ""), ("18", "0-17-22")] {
+        let answers = answers_of(server_id, "0-17-19", "0-17-22");
+        let seen = observation(Flavor::Mariadb, version, &answers).unwrap();
+        let received = seen.replication.unwrap().received;
+        assert_eq!(received.to_string(), known, "at {server_id}");
+    }
+}
+
 #[test]
 fn work_that_excludes_a_promotion_is_recognised() {
     assert_eq!(exclusive_work("Clone", None), Some("clone"));

@@ -3,7 +3,7 @@
 //! The password is made up for one session of the product and known to this server, so both families' fast ways
 //! are enough: a MariaDB replica proves it by `mysql_native_password`, a MySQL replica by the scramble of
 //! `caching_sha2_password`, which a server with a cold cache cannot check and this one always can. The password
-//! itself never goes over the wire, neither in the open nor encrypted.
+//! itself never goes over the wire, and the proof of it only within TLS.
 
 use bytes::BufMut as _;
 use sha1::Sha1;
@@ -21,6 +21,7 @@ mod capability {
     pub(super) const LONG_FLAG: u32 = 1 << 2;
     pub(super) const CONNECT_WITH_DATABASE: u32 = 1 << 3;
     pub(super) const PROTOCOL_41: u32 = 1 << 9;
+    pub(super) const TLS: u32 = 1 << 11;
     pub(super) const TRANSACTIONS: u32 = 1 << 13;
     pub(super) const SECURE_CONNECTION: u32 = 1 << 15;
     pub(super) const PLUGIN_AUTH: u32 = 1 << 19;
@@ -34,6 +35,7 @@ mod capability {
 const CAPABILITIES: u32 = capability::LONG_FLAG
     | capability::CONNECT_WITH_DATABASE
     | capability::PROTOCOL_41
+    | capability::TLS
     | capability::TRANSACTIONS
     | capability::SECURE_CONNECTION
     | capability::PLUGIN_AUTH
@@ -88,6 +90,16 @@ pub(super) fn greeting(
     payload.push(0);
     payload
 }
+
+/// Whether a client's first packet says that it goes on encrypted: the begin of a login, without a user.
+pub(super) fn asks_for_tls(flavor: Flavor, packet: &[u8]) -> bool {
+    let mut fields = Fields(packet);
+    let agreed = fields.u32().unwrap_or_default() & capabilities(flavor);
+    packet.len() == LOGIN_HEAD_BYTES && agreed & capability::TLS != 0
+}
+
+/// Capabilities, the largest packet, the character set, and bytes without a meaning.
+const LOGIN_HEAD_BYTES: usize = 4 + 4 + 1 + 23;
 
 /// What a client answers to the greeting.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -233,6 +245,20 @@ mod tests {
         assert!(is_right(Flavor::Mariadb, &login, "r", &native, &scramble));
         assert!(is_right(Flavor::Mysql, &login, "r", &sha2, &scramble));
         assert!(!is_right(Flavor::Mysql, &login, "q", &sha2, &scramble));
+    }
+
+    #[test]
+    fn a_wish_for_tls_is_the_head_of_a_login() {
+        // MySQL 9.7: 0x99b8aa85.
+        let mut packet = 0x99b8_aa85_u32.to_le_bytes().to_vec();
+        packet.extend([0; 28]);
+        assert!(asks_for_tls(Flavor::Mysql, &packet));
+        assert!(!asks_for_tls(Flavor::Mysql, &packet[..31]));
+        packet.extend(b"repl\0");
+        assert!(!asks_for_tls(Flavor::Mysql, &packet));
+        packet.truncate(32);
+        packet[1] &= !8;
+        assert!(!asks_for_tls(Flavor::Mysql, &packet));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! server apply a piece of history with all that it has for that.
 //!
 //! ```text
-//! replica ── greeting, login ──► handshake     who is there
+//! replica ── greeting, TLS ────► certificate   nobody else listens
+//!         ── login ────────────► handshake     who is there
 //!         ── SELECT, SET, SHOW ► session       the questions before a dump
 //!         ── COM_BINLOG_DUMP… ─► request       what it has
 //!         ◄─ events ──────────── stream        what it lacks: from a History, through a Feed
@@ -11,7 +12,9 @@
 //! What is served, from where to where and without what, is decided by the [`History`]; here is only the
 //! protocol. The server ends no dump by itself: whoever drives the replica stops it there.
 
+mod certificate;
 mod event;
+mod flow;
 mod handshake;
 mod packet;
 mod request;
@@ -27,12 +30,15 @@ use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::server::TlsStream;
 use topology::gtid::{GtidPosition, GtidSet};
 use topology::{Address, Flavor};
 
+pub use certificate::Certificate;
 pub use session::Identity;
 
 use crate::credentials::Login;
+use flow::Flow;
 use handshake::LoginRequest;
 use packet::{OK, Packets};
 use request::DumpRequest;
@@ -119,6 +125,7 @@ pub struct Progress {
 pub struct ReplicationServer {
     address: Address,
     progress: watch::Receiver<Progress>,
+    flow: Arc<Flow>,
     _tasks: JoinSet<()>,
 }
 
@@ -129,6 +136,8 @@ pub struct Service {
     pub identity: Identity,
     /// The only login.
     pub login: Login,
+    /// What the server proves who it is with: it lets nobody in without TLS.
+    pub certificate: Certificate,
     /// Ids of the servers whose transactions are served: a replica with one of them skips those in silence, and is
     /// refused.
     pub served_ids: BTreeSet<u32>,
@@ -144,10 +153,12 @@ impl ReplicationServer {
         let port = listener.local_addr()?.port();
         let address = Address::new("127.0.0.1", port).map_err(std::io::Error::other)?;
         let (sender, progress) = watch::channel(Progress::default());
+        let flow = Arc::new(Flow::new());
         let shared = Arc::new(Shared {
             service,
             history,
             progress: sender,
+            flow: Arc::clone(&flow),
             connections: Mutex::default(),
         });
         let mut tasks = JoinSet::new();
@@ -155,6 +166,7 @@ impl ReplicationServer {
         Ok(Self {
             address,
             progress,
+            flow,
             _tasks: tasks,
         })
     }
@@ -170,12 +182,24 @@ impl ReplicationServer {
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
     }
+
+    /// Bytes of events that were sent, about, to all replicas together.
+    #[must_use]
+    pub fn sent_bytes(&self) -> u64 {
+        self.flow.sent()
+    }
+
+    /// From now on no more than so many bytes are sent altogether; at first there is no bound.
+    pub fn allow(&self, bytes: u64) {
+        self.flow.allow(bytes);
+    }
 }
 
 struct Shared<H> {
     service: Service,
     history: H,
     progress: watch::Sender<Progress>,
+    flow: Arc<Flow>,
     /// A way to end each connection, by its number.
     connections: Mutex<BTreeMap<u32, oneshot::Sender<()>>>,
 }
@@ -216,6 +240,35 @@ async fn accept<H: History>(listener: TcpListener, shared: Arc<Shared<H>>) {
 
 async fn serve<H: History>(stream: TcpStream, number: u32, shared: &Shared<H>) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
+    let let_in = tokio::time::timeout(LOGIN_LIMIT, let_in(stream, number, shared)).await;
+    let Some(mut connection) = let_in.unwrap_or(Ok(None))? else {
+        return Ok(());
+    };
+    connection.obey().await?;
+    connection.packets.shutdown().await
+}
+
+/// Greets a client, goes on encrypted, and asks who it is. `None` when it may not go on.
+async fn let_in<H: History>(
+    stream: TcpStream,
+    number: u32,
+    shared: &Shared<H>,
+) -> std::io::Result<Option<Connection<'_, H>>> {
+    let Identity { flavor, version, .. } = &shared.service.identity;
+    let scramble = scramble()?;
+    let mut packets = Packets::new(stream);
+    packets.put(&handshake::greeting(*flavor, version, number, &scramble));
+    packets.flush().await?;
+    let Some(first) = packets.read_alone().await? else {
+        return Ok(None);
+    };
+    if !handshake::asks_for_tls(*flavor, &first) {
+        let message = "Connections using insecure transport are prohibited";
+        packets.put(&packet::error(3159, "HY000", message));
+        packets.flush().await?;
+        return Ok(None);
+    }
+    let stream = shared.service.certificate.accept(packets.into_stream()).await?;
     let mut connection = Connection {
         packets: Packets::new(stream),
         shared,
@@ -223,15 +276,11 @@ async fn serve<H: History>(stream: TcpStream, number: u32, shared: &Shared<H>) -
         query_attributes: false,
         deprecate_eof: false,
     };
-    let logged_in = tokio::time::timeout(LOGIN_LIMIT, connection.log_in(number)).await;
-    if logged_in.unwrap_or(Ok(false))? {
-        connection.obey().await?;
-    }
-    connection.packets.shutdown().await
+    Ok(connection.log_in(&scramble).await?.then_some(connection))
 }
 
 struct Connection<'server, H> {
-    packets: Packets<TcpStream>,
+    packets: Packets<TlsStream<TcpStream>>,
     shared: &'server Shared<H>,
     session: Session,
     query_attributes: bool,
@@ -240,17 +289,9 @@ struct Connection<'server, H> {
 
 impl<H: History> Connection<'_, H> {
     /// Returns whether the client may go on.
-    async fn log_in(&mut self, number: u32) -> std::io::Result<bool> {
+    async fn log_in(&mut self, scramble: &[u8; handshake::SCRAMBLE_BYTES]) -> std::io::Result<bool> {
         let service = &self.shared.service;
         let flavor = service.identity.flavor;
-        let scramble = scramble()?;
-        self.packets.put(&handshake::greeting(
-            flavor,
-            &service.identity.version,
-            number,
-            &scramble,
-        ));
-        self.packets.flush().await?;
         let Some(packet) = self.packets.read().await? else {
             return Ok(false);
         };
@@ -259,7 +300,7 @@ impl<H: History> Connection<'_, H> {
             return Ok(false);
         };
         if !request.is_of_our_plugin(flavor) {
-            self.packets.put(&handshake::switch(flavor, &scramble));
+            self.packets.put(&handshake::switch(flavor, scramble));
             self.packets.flush().await?;
             let Some(proof) = self.packets.read().await? else {
                 return Ok(false);
@@ -268,7 +309,7 @@ impl<H: History> Connection<'_, H> {
         }
         self.query_attributes = request.query_attributes;
         self.deprecate_eof = request.deprecate_eof;
-        if !handshake::is_right(flavor, &service.login, &request.user, &request.proof, &scramble) {
+        if !handshake::is_right(flavor, &service.login, &request.user, &request.proof, scramble) {
             let message = format!("Access denied for user '{}'", request.user);
             self.refuse(1045, "28000", &message).await?;
             return Ok(false);
@@ -362,6 +403,7 @@ impl<H: History> Connection<'_, H> {
                     &mut self.packets,
                     &service.identity,
                     progress,
+                    &self.shared.flow,
                     &self.session,
                     &request,
                 );

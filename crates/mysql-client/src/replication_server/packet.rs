@@ -12,6 +12,9 @@ const LARGEST_PAYLOAD_BYTES: usize = 0xff_ff_ff;
 /// What a client may send at most in one command. The longest is a GTID set; a real one has kilobytes.
 const LARGEST_COMMAND_BYTES: usize = LARGEST_PAYLOAD_BYTES - 1;
 
+/// A login with all that a client says of itself.
+const LONGEST_FIRST_COMMAND_BYTES: usize = 64 * 1024;
+
 /// Written together: below it, packets gather.
 const OUTPUT_BYTES: usize = 256 * 1024;
 
@@ -72,6 +75,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Packets<S> {
                 return Ok(None);
             }
         }
+    }
+
+    /// The same for a client whose next bytes may be no packet: none of them is read.
+    pub(super) async fn read_alone(&mut self) -> io::Result<Option<Bytes>> {
+        let mut head = [0; 4];
+        if let Err(error) = self.stream.read_exact(&mut head).await {
+            let is_gone = error.kind() == io::ErrorKind::UnexpectedEof;
+            return if is_gone { Ok(None) } else { Err(error) };
+        }
+        let [a, b, c, sequence] = head;
+        let length = usize::try_from(u32::from_le_bytes([a, b, c, 0])).unwrap_or(usize::MAX);
+        if length > LONGEST_FIRST_COMMAND_BYTES {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a login is too long"));
+        }
+        let mut payload = vec![0; length];
+        self.stream.read_exact(&mut payload).await?;
+        self.sequence = sequence.wrapping_add(1);
+        Ok(Some(payload.into()))
+    }
+
+    /// The connection itself: everything was sent, and nothing was read ahead.
+    pub(super) fn into_stream(self) -> S {
+        debug_assert!(self.input.is_empty() && self.output.is_empty());
+        self.stream
     }
 
     /// Answers go on from number 1: what the server sends by itself after a command.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::event;
+use super::flow::Flow;
 use super::packet::{END, Packets, error};
 use super::request::DumpRequest;
 use super::session::Session;
@@ -33,6 +34,7 @@ pub(super) struct Dump<'server, S> {
     pub(super) packets: &'server mut Packets<S>,
     pub(super) identity: &'server Identity,
     pub(super) progress: &'server tokio::sync::watch::Sender<Progress>,
+    flow: &'server Flow,
     heartbeat: Duration,
     heartbeat_v2: bool,
     non_blocking: bool,
@@ -48,6 +50,7 @@ impl<'server, S: AsyncRead + AsyncWrite + Unpin> Dump<'server, S> {
         packets: &'server mut Packets<S>,
         identity: &'server Identity,
         progress: &'server tokio::sync::watch::Sender<Progress>,
+        flow: &'server Flow,
         session: &Session,
         request: &DumpRequest,
     ) -> Self {
@@ -55,6 +58,7 @@ impl<'server, S: AsyncRead + AsyncWrite + Unpin> Dump<'server, S> {
             packets,
             identity,
             progress,
+            flow,
             heartbeat: session
                 .heartbeat_nanoseconds()
                 .map_or(DEFAULT_HEARTBEAT, Duration::from_nanos),
@@ -72,6 +76,7 @@ impl<'server, S: AsyncRead + AsyncWrite + Unpin> Dump<'server, S> {
     pub(super) async fn run<F: Feed>(mut self, mut feed: F) -> std::io::Result<DumpEnd> {
         self.packets.restart_sequence();
         loop {
+            self.wait_for_leave().await?;
             let piece = match self.next(&mut feed).await? {
                 Ok(Some(piece)) => piece,
                 Ok(None) => break,
@@ -82,6 +87,7 @@ impl<'server, S: AsyncRead + AsyncWrite + Unpin> Dump<'server, S> {
                 }
             };
             self.put(&piece)?;
+            self.flow.add(length(&piece));
             if self.packets.wants_flush() {
                 self.packets.flush().await?;
             }
@@ -108,6 +114,19 @@ impl<'server, S: AsyncRead + AsyncWrite + Unpin> Dump<'server, S> {
             }
             self.packets.flush().await?;
         }
+    }
+
+    /// Waits until more may be sent, with a sign of life: between two events, for half of one cannot be applied, and not
+    /// before the first file, without which there is no sign of life.
+    async fn wait_for_leave(&mut self) -> std::io::Result<()> {
+        while self.packets.is_between_payloads() && !self.file.is_empty() && !self.flow.is_open() {
+            self.packets.flush().await?;
+            let opened = tokio::time::timeout(self.heartbeat, self.flow.opened()).await;
+            if opened.is_err() {
+                self.beat();
+            }
+        }
+        Ok(())
     }
 
     fn put(&mut self, piece: &Piece) -> std::io::Result<()> {
@@ -216,6 +235,110 @@ impl<'server, S: AsyncRead + AsyncWrite + Unpin> Dump<'server, S> {
     }
 }
 
+/// Bytes of events in a piece.
+fn length(piece: &Piece) -> usize {
+    match piece {
+        Piece::File { .. } => 0,
+        Piece::Events(bytes) | Piece::MoreOfEvent(bytes) | Piece::LargeEvent { start: bytes, .. } => {
+            bytes.len()
+        }
+    }
+}
+
 fn malformed(what: &str) -> std::io::Error {
     std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tokio::io::{AsyncReadExt as _, DuplexStream};
+    use topology::{Flavor, ServerId};
+
+    use super::*;
+
+    const FORMAT_DESCRIPTION: u8 = 15;
+    const QUERY: u8 = 2;
+
+    struct Pieces(std::vec::IntoIter<Piece>);
+
+    impl Feed for Pieces {
+        async fn next(&mut self) -> Result<Option<Piece>, HistoryError> {
+            Ok(self.0.next())
+        }
+    }
+
+    fn event(kind: u8, length: u8) -> Bytes {
+        let mut event = vec![0; usize::from(length)];
+        event[4] = kind;
+        event[9] = length;
+        Bytes::from(event)
+    }
+
+    /// The kind and the length of the next event.
+    async fn received(stream: &mut DuplexStream) -> (u8, usize) {
+        let read = async {
+            let mut head = [0; 4];
+            stream.read_exact(&mut head).await.unwrap();
+            let length = usize::from(head[0]) | usize::from(head[1]) << 8;
+            let mut payload = vec![0; length];
+            stream.read_exact(&mut payload).await.unwrap();
+            (payload[1 + 4], length - 1)
+        };
+        let limit = Duration::from_secs(10);
+        tokio::time::timeout(limit, read).await.expect("nothing comes")
+    }
+
+    #[tokio::test]
+    async fn what_was_begun_is_sent_whatever_is_allowed() {
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        let mut packets = Packets::new(ours);
+        let identity = Identity {
+            flavor: Flavor::Mariadb,
+            version: String::new(),
+            server_id: ServerId(7),
+            server_uuid: "3e11fa47-71ca-11e1-9e33-c80aa9429562".parse().unwrap(),
+        };
+        let (progress, _) = tokio::sync::watch::channel(Progress::default());
+        let flow = Flow::new();
+        flow.allow(0);
+        let request = DumpRequest {
+            server_id: 8,
+            non_blocking: true,
+            heartbeat_v2: false,
+            owned: None,
+        };
+        let dump = Dump::new(
+            &mut packets,
+            &identity,
+            &progress,
+            &flow,
+            &Session::default(),
+            &request,
+        );
+        let long = event(QUERY, 200);
+        let pieces = vec![
+            Piece::File {
+                name: "binlog.000001".to_owned(),
+                format_description: event(FORMAT_DESCRIPTION, 120),
+            },
+            Piece::LargeEvent {
+                length: 200,
+                start: long.slice(..150),
+            },
+            Piece::MoreOfEvent(long.slice(150..)),
+            Piece::Events(event(QUERY, 30)),
+        ];
+        let reading = async {
+            assert_eq!(received(&mut theirs).await.0, 4, "which file it is");
+            assert_eq!(received(&mut theirs).await, (FORMAT_DESCRIPTION, 120));
+            flow.allow(1);
+            assert_eq!(received(&mut theirs).await, (QUERY, 200));
+            assert_eq!(flow.sent(), 200, "the next event waits");
+            flow.allow(u64::MAX);
+            assert_eq!(received(&mut theirs).await, (QUERY, 30));
+        };
+        let (ended, ()) = tokio::join!(dump.run(Pieces(pieces.into_iter())), reading);
+        assert!(matches!(ended, Ok(DumpEnd::Complete)), "{ended:?}");
+    }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use topology::{Incarnation, InstanceId, Role};
 
-use super::{ClientOptions, parse_any_role};
+use super::{ClientOptions, INSTANCE_FILE, parse_any_role};
 
 /// Where work is done, and whether its end is waited for.
 #[derive(Debug, Clone, Args)]
@@ -18,7 +18,7 @@ pub(crate) struct WorkOptions {
         short,
         long,
         value_name = "FILE",
-        default_value = "/etc/mysql-service/instance.toml",
+        default_value = INSTANCE_FILE,
         help_heading = "Where"
     )]
     pub(crate) config: PathBuf,
@@ -132,6 +132,25 @@ pub(crate) struct IncrementalBackup {
 #[derive(Debug, Args)]
 pub(crate) struct BackupList {
     #[command(flatten)]
+    pub(crate) from: Listing,
+}
+
+/// Who tells which backups there are.
+#[derive(Debug, Args)]
+pub(crate) struct Listing {
+    /// By this machine's own configuration, straight from the store: needs neither monitor nor agent
+    #[arg(long, help_heading = "Where", conflicts_with_all = ["monitor", "dir"])]
+    pub(crate) here: bool,
+    /// The configuration of this machine's instance, for `--here`
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        default_value = INSTANCE_FILE,
+        help_heading = "Where"
+    )]
+    pub(crate) config: PathBuf,
+    #[command(flatten)]
     pub(crate) client: ClientOptions,
 }
 
@@ -140,7 +159,7 @@ pub(crate) struct ShowBackup {
     /// The backup [default: the newest]
     pub(crate) backup: Option<String>,
     #[command(flatten)]
-    pub(crate) client: ClientOptions,
+    pub(crate) from: Listing,
 }
 
 #[derive(Debug, Args)]

@@ -7,8 +7,8 @@ use api::backup::{
     BackupDocument, BackupKind, BackupRequest, BackupsDocument, CleanRequest, PruneRequest, ResultDocument,
     VerifyRequest,
 };
-use api::client::Client;
 use api::job::{Archive, Work};
+use backup::catalogue;
 use indicatif::HumanBytes;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -17,7 +17,7 @@ use topology::{OperationId, Role};
 use super::work::{self, Place};
 use crate::cli::{
     ArchiveForm, Backup, BackupCommand, BackupList, CancelWork, Fetch, FetchCommand, FullBackup,
-    IncrementalBackup, Output, PruneBackups, ShowBackup, VerifyBackup, WorkOptions,
+    IncrementalBackup, Listing, Output, PruneBackups, ShowBackup, VerifyBackup, WorkOptions,
 };
 use crate::failure::Failure;
 use crate::output::{Cell, Style, Table};
@@ -192,25 +192,61 @@ async fn cancel(options: &CancelWork) -> Result<(), Failure> {
 // ---- what there is
 
 async fn list(options: &BackupList) -> Result<(), Failure> {
-    let client = client::connect(&options.client)?;
-    let backups = client.backups().await?;
-    match options.client.output {
+    let backups = listed(&options.from).await?;
+    match options.from.client.output {
         Output::Json => output::print_json(&backups),
         Output::Table => output::print(&render(&backups, Timestamp::now(), Style::of_stdout())),
     }
 }
 
 async fn show(options: &ShowBackup) -> Result<(), Failure> {
-    let client = client::connect(&options.client)?;
-    let backup = find(&client, options.backup.as_deref()).await?;
-    match options.client.output {
+    let listed = listed(&options.from).await?;
+    let backup = find(listed, options.backup.as_deref())?;
+    match options.from.client.output {
         Output::Json => output::print_json(&backup),
         Output::Table => output::print(&details(&backup)),
     }
 }
 
-async fn find(client: &Client, id: Option<&str>) -> Result<BackupDocument, Failure> {
-    let listed = client.backups().await?;
+/// By the monitor, or straight from this machine's store.
+async fn listed(from: &Listing) -> Result<BackupsDocument, Failure> {
+    if !from.here {
+        return Ok(client::connect(&from.client)?.backups().await?);
+    }
+    let (config, secrets) = work::own_configuration(&from.config)?;
+    let store = config
+        .store(&secrets)
+        .map_err(|error| Failure::Usage(error.into()))?;
+    let store = store.ok_or_else(|| {
+        Failure::usage("no backup_store is configured at this instance; see etc/instance.toml")
+    })?;
+    let entries = catalogue::list(&store)
+        .await
+        .map_err(|error| Failure::Failed(error.into()))?;
+    let unreadable = entries.iter().filter_map(|entry| {
+        let reason = entry.manifest.as_ref().err()?;
+        Some(format!(
+            "the manifest of the backup {} cannot be read: {reason}",
+            entry.id
+        ))
+    });
+    let readable = entries
+        .iter()
+        .rev()
+        .filter_map(|entry| entry.manifest.as_ref().ok());
+    Ok(BackupsDocument {
+        format: api::FORMAT,
+        store: Some(store.url().to_owned()),
+        backups: readable.map(monitor::backup_document).collect(),
+        read: Some(Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
+        problem: unreadable.collect::<Vec<_>>().join("; "),
+        window: None,
+        schedules: Vec::new(),
+        results: Vec::new(),
+    })
+}
+
+fn find(listed: BackupsDocument, id: Option<&str>) -> Result<BackupDocument, Failure> {
     let found = listed
         .backups
         .into_iter()

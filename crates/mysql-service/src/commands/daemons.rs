@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use instance::config::InstanceConfig;
 use instance::exec_server::{self, ExecServer as ExecServerRequest};
+use instance::freed_memory::return_freed_memory;
 use monitor::config::MonitorConfig;
 use proxy::config::ProxyConfig;
 use rustix::process::Signal;
@@ -13,6 +14,7 @@ use toml::{Table, Value};
 use crate::cli::{Daemon, ExecServer, InstanceDaemon, ProxyDaemon, ProxyMode};
 use crate::daemon;
 use crate::failure::{Failure, chain};
+use crate::output;
 
 /// What ends the monitor and the proxies with their parent: a kill at any moment loses nothing of theirs, and the
 /// kernel carries it out even on one that hangs.
@@ -20,6 +22,11 @@ const KILL: Signal = Signal::KILL;
 
 /// `instance`: the agent. It stops its server before it ends.
 pub(crate) fn instance(options: &InstanceDaemon) -> Result<(), Failure> {
+    if let Err(error) = return_freed_memory() {
+        output::say(&format!(
+            "memory that is freed may stay with this process: {error}"
+        ));
+    }
     let flags = |table: &mut Table| {
         lain_defaults(table);
         server_arguments(&options.server_arguments, table);
@@ -28,11 +35,15 @@ pub(crate) fn instance(options: &InstanceDaemon) -> Result<(), Failure> {
     let config = read()?;
     let ends_with_parent = config.die_with_parent.then_some(Signal::TERM);
     let (reload, reloads) = mpsc::unbounded_channel();
-    let read_again = || match read() {
+    let read_again = || {
+        let read = read();
+        match &read {
+            Ok(_) => {}
+            Err(Failure::Usage(error)) => tracing::error!("SIGHUP: nothing is taken over: {}", chain(error)),
+            Err(failure) => tracing::error!("SIGHUP: nothing is taken over: {failure:?}"),
+        }
         // An agent that has ended needs nothing any more.
-        Ok(config) => drop(reload.send(config)),
-        Err(Failure::Usage(error)) => tracing::error!("SIGHUP: nothing is taken over: {}", chain(&error)),
-        Err(failure) => tracing::error!("SIGHUP: nothing is taken over: {failure:?}"),
+        drop(reload.send(read.ok()));
     };
     daemon::run(&options.daemon, ends_with_parent, read_again, |stop| {
         instance::run(config, stop, reloads)

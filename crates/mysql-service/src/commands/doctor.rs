@@ -1,7 +1,9 @@
 //! `doctor`: what is right on this machine and in the cluster, what is not, and what to do about it.
 
 mod directory;
+mod instance;
 mod machine;
+mod resources;
 mod servers;
 
 use std::fmt::Write as _;
@@ -66,7 +68,7 @@ impl Finding {
 
 pub(crate) async fn run(options: &Doctor) -> Result<(), Failure> {
     let layout = layout(options)?;
-    let mut findings = machine::look();
+    let mut findings = machine::look().await;
     let running = match &layout {
         Some(layout) => {
             let (found, running) = directory::look(layout);
@@ -76,6 +78,9 @@ pub(crate) async fn run(options: &Doctor) -> Result<(), Failure> {
         }
         None => true,
     };
+    if options.client.dir.is_none() {
+        findings.extend(instance::look(&options.config).await);
+    }
     let mut cluster = None;
     if running && (layout.is_some() || client::is_named(&options.client)) {
         let (found, document) = ask_monitor(options).await;

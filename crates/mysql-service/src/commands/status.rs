@@ -82,7 +82,7 @@ pub(crate) fn render(cluster: &ClusterDocument, style: Style) -> String {
     }
     for work in &cluster.work {
         let progress = work.progress.as_ref().map_or_else(String::new, |progress| {
-            format!(" ({})", describe(&progress.step, progress.extent()))
+            format!(" ({})", describe(&progress.step, progress.extent))
         });
         let _ = writeln!(text, "\nRunning: {}: {}{progress}", work.operation, work.title);
     }

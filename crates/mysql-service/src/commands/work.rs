@@ -1,6 +1,7 @@
 //! Long work: at this machine's agent or as an operation of the monitor, waited for with its progress.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -47,14 +48,38 @@ pub(crate) struct Here {
 pub(crate) fn place(options: &WorkOptions) -> Result<Place, Failure> {
     let elsewhere =
         options.instance.is_some() || options.client.monitor.is_some() || options.client.dir.is_some();
-    if options.here || (!elsewhere && is_configured(options)) {
+    if options.here || (!elsewhere && is_configured(&options.config)) {
         return here(options).map(|here| Place::Here(Box::new(here)));
     }
     client::connect(&options.client).map(Place::Monitor)
 }
 
-fn is_configured(options: &WorkOptions) -> bool {
-    options.config.exists() || named_by_environment()
+/// The configuration of this machine's instance.
+pub(crate) fn configuration_here(path: &Path) -> Result<InstanceConfig, Failure> {
+    let daemon = Daemon {
+        config: (path.exists() || !named_by_environment()).then(|| path.to_owned()),
+        set: Vec::new(),
+        log: LogFormat::Human,
+        log_filter: String::new(),
+    };
+    daemon::configuration("instance", &daemon, |_| (), InstanceConfig::parse)
+}
+
+/// This machine's instance and its secrets, by its configuration.
+pub(crate) fn own_configuration(path: &Path) -> Result<(InstanceConfig, SecretFile), Failure> {
+    let config = configuration_here(path)?;
+    let (secrets, warnings) = SecretFile::load(config.secret_file.as_deref())
+        .context("cannot read this instance's secrets")
+        .map_err(Failure::Usage)?;
+    for warning in warnings {
+        output::say(&warning.to_string());
+    }
+    Ok((config, secrets))
+}
+
+/// Whether this machine has an instance, by its configuration or by the environment.
+pub(crate) fn is_configured(path: &Path) -> bool {
+    path.exists() || named_by_environment()
 }
 
 /// In a container the whole configuration may come from the environment.
@@ -64,20 +89,7 @@ fn named_by_environment() -> bool {
 
 /// This machine's instance, by its configuration.
 pub(crate) fn here(options: &WorkOptions) -> Result<Here, Failure> {
-    let file = (options.config.exists() || !named_by_environment()).then(|| options.config.clone());
-    let daemon = Daemon {
-        config: file,
-        set: Vec::new(),
-        log: LogFormat::Human,
-        log_filter: String::new(),
-    };
-    let config = daemon::configuration("instance", &daemon, |_| (), InstanceConfig::parse)?;
-    let (secrets, warnings) = SecretFile::load(config.secret_file.as_deref())
-        .context("cannot read this instance's secrets")
-        .map_err(Failure::Usage)?;
-    for warning in warnings {
-        output::say(&warning.to_string());
-    }
+    let (config, secrets) = own_configuration(&options.config)?;
     let token = secrets
         .agent_token()
         .context("cannot tell the agent's token")
@@ -210,7 +222,7 @@ async fn follow_job(agent: &Client, id: &JobId) -> Result<JobDocument, Failure> 
                 if job.state.is_final() {
                     return Ok(job);
                 }
-                progress.show(&job.step, job.extent());
+                progress.show(&job.step, job.extent);
             }
             // An agent that restarts says afterwards what became of its work.
             Err(Error::Unreachable { .. }) if heard.elapsed() < SILENCE => {}
@@ -316,7 +328,7 @@ async fn follow_operation(client: &Client, id: &OperationId) -> Result<Operation
                     return Ok(operation);
                 }
                 match &operation.progress {
-                    Some(now) => progress.show(&format!("{}: {}", now.instance, now.step), now.extent()),
+                    Some(now) => progress.show(&format!("{}: {}", now.instance, now.step), now.extent),
                     None => progress.show(current_step(&operation), Extent::default()),
                 }
             }

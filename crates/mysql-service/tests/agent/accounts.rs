@@ -1,14 +1,15 @@
 //! What the users can do and what they cannot, and the accounts that the agent makes and locks.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::fmt::Write as _;
 
 use api::agent::{ApplicationRequest, EventsRequest, ScheduledEvents};
 use api::client::Error as ApiError;
 use instance::initialise::{grants_of_dba, grants_of_repl};
 use mysql_client::credentials::{Login, Password};
 use mysql_client::{Depth, Server};
-use topology::observation::Receiver;
+use rustix::process::Signal;
+use topology::observation::{Receiver, ServerState};
 use topology::{AccountNumber, Flavor};
 
 use crate::harness::{DEADLINE, LIMIT, Setup, TestAgent, until};
@@ -20,6 +21,8 @@ on_both_flavors! {
     replication_accounts_and_applications_have_their_own_rights_only;
     accounts_are_made_through_the_binlog_and_only_at_a_writable_server;
     a_locked_replica_cannot_acknowledge;
+    an_account_that_is_there_needs_no_acknowledgement;
+    an_account_change_whose_acker_dies_shuts_nobody_out_for_good;
     events_are_switched_without_a_trace;
     strangers_are_not_heard;
 }
@@ -49,7 +52,6 @@ async fn nobody_can_do_more_than_the_job_needs(flavor: Flavor) {
             "ALTER USER root@localhost ACCOUNT LOCK",
             "RENAME USER repl@'%' TO other@'%'",
             "DROP USER repl@'%'",
-            "INSTALL SONAME 'auth_socket'",
             "INSTALL PLUGIN auth_socket SONAME 'auth_socket.so'",
             "CREATE FUNCTION f RETURNS INTEGER SONAME 'f.so'",
             "CREATE PROCEDURE app.p() SELECT 1",
@@ -62,7 +64,10 @@ async fn nobody_can_do_more_than_the_job_needs(flavor: Flavor) {
             "SHOW CREATE USER root@localhost",
             "SHOW CREATE TABLE app.t",
         ] {
-            assert!(server.execute(sql).await.is_err(), "{} may: {sql}", login.user);
+            assert_not_allowed(&mut server, sql).await;
+        }
+        if flavor == Flavor::Mariadb {
+            assert_not_allowed(&mut server, "INSTALL SONAME 'auth_socket'").await;
         }
     }
     // Root is nobody from elsewhere.
@@ -71,16 +76,27 @@ async fn nobody_can_do_more_than_the_job_needs(flavor: Flavor) {
     for sql in [
         "SET GLOBAL read_only = 1",
         "FLUSH LOGS",
-        "KILL 1",
         "SET GLOBAL event_scheduler = 0",
     ] {
-        assert!(repl.execute(sql).await.is_err(), "repl may: {sql}");
+        assert_not_allowed(&mut repl, sql).await;
     }
-    // Read-only holds for dba, too: it has no right to write anywhere, and the flag stops the rest.
+    let mut root = agent.root().await;
+    let session = root.query_value("SELECT CONNECTION_ID()").await.unwrap().unwrap();
+    assert_not_allowed(&mut repl, &format!("KILL {session}")).await;
+    // What cannot be prevented is what docs/privileges.md says.
     let mut dba = agent.dba().await;
+    let events = row_of_a_binlog(&agent).await;
+    assert_writes_by_binlog(&agent, &mut dba, &events).await;
+    agent.root().await.execute("DELETE FROM app.t").await.unwrap();
+    // Read-only holds for dba, too: it has no right to write anywhere, and the flag stops the rest.
     let done = dba.set_read_only(true).await.unwrap();
     assert_eq!(done, mysql_client::ReadOnly::Done);
-    assert!(dba.execute("CREATE DATABASE mine").await.is_err());
+    // Which of the two is said first differs: no right, or read-only.
+    let refused = dba.execute("CREATE DATABASE mine").await.unwrap_err();
+    assert!(matches!(refused.code(), Some(1044 | 1290)), "{refused}");
+    if flavor == Flavor::Mariadb {
+        assert_writes_by_binlog(&agent, &mut dba, &events).await;
+    }
     // What the monitor needs, dba can.
     dba.observe(Depth::Thorough).await.unwrap();
     dba.sessions().await.unwrap();
@@ -95,6 +111,90 @@ async fn nobody_can_do_more_than_the_job_needs(flavor: Flavor) {
     dba.start_replication().await.unwrap();
     dba.stop_replication().await.unwrap();
     dba.forget_source().await.unwrap();
+}
+
+/// That the server refuses a statement for want of a right, and for nothing else.
+async fn assert_not_allowed(server: &mut Server, sql: &str) {
+    /// Access denied: to a database, at all, to a session, to a table, to a column, without a privilege, to a routine, to
+    /// grant, while the binlog is written.
+    const DENIED: [u16; 9] = [1044, 1045, 1095, 1142, 1143, 1227, 1370, 1410, 1419];
+    let answer = server.execute(sql).await;
+    let code = answer.as_ref().err().and_then(mysql_client::Error::code);
+    assert!(
+        code.is_some_and(|code| DENIED.contains(&code)),
+        "`{sql}` is answered {answer:?}"
+    );
+}
+
+/// That dba writes the row of these events, which it has no right to.
+async fn assert_writes_by_binlog(agent: &TestAgent, dba: &mut Server, events: &RowOfABinlog) {
+    dba.execute(&format!("BINLOG '{}'", events.description))
+        .await
+        .unwrap();
+    if dba.flavor() == Flavor::Mysql {
+        // The description makes what follows a transaction without a GTID, which is refused.
+        dba.execute("SET SESSION gtid_next = 'AUTOMATIC'").await.unwrap();
+    }
+    dba.execute(&format!("BINLOG '{}'", events.row)).await.unwrap();
+    let written = agent.root().await.query_value("SELECT id FROM app.t").await;
+    assert_eq!(written.unwrap().as_deref(), Some("7"));
+}
+
+/// The events of a row 7 of the application's table, for `BINLOG` statements.
+struct RowOfABinlog {
+    /// How the events of its binlog are to be read.
+    description: String,
+    /// The table and the row.
+    row: String,
+}
+
+/// Logs such a row, reads it from the binlog's file, and deletes it again.
+async fn row_of_a_binlog(agent: &TestAgent) -> RowOfABinlog {
+    const DESCRIPTION: u8 = 15;
+    /// The types of a table's events, and of written rows (MariaDB's, MySQL's).
+    const WANTED: [u8; 3] = [19, 23, 30];
+    let mut root = agent.root().await;
+    if root.flavor() == Flavor::Mysql {
+        root.execute("SET SESSION binlog_transaction_compression = OFF")
+            .await
+            .unwrap();
+    }
+    for sql in [
+        "FLUSH BINARY LOGS",
+        "INSERT INTO app.t VALUES (7)",
+        "FLUSH BINARY LOGS",
+        "DELETE FROM app.t",
+    ] {
+        root.execute(sql).await.unwrap();
+    }
+    let files = root.binlog_files().await.unwrap();
+    let (file, _) = &files[files.len() - 2];
+    let bytes = std::fs::read(agent.path(&format!("binlog/{file}"))).unwrap();
+    let mut rest = &bytes[4..];
+    let (mut description, mut row) = (String::new(), String::new());
+    // A header of 19 bytes has the type at 4 and the length at 9.
+    while rest.len() >= 19 {
+        let length = u32::from_le_bytes(rest[9..13].try_into().unwrap()) as usize;
+        let (event, more) = rest.split_at(length);
+        let chosen = match event[4] {
+            DESCRIPTION => Some(&mut description),
+            kind => WANTED.contains(&kind).then_some(&mut row),
+        };
+        if let Some(chosen) = chosen {
+            for byte in event {
+                write!(chosen, "{byte:02X}").unwrap();
+            }
+        }
+        rest = more;
+    }
+    let mut encoded = async |hex: String| {
+        let sql = format!("SELECT TO_BASE64(UNHEX('{hex}'))");
+        root.query_value(&sql).await.unwrap().unwrap()
+    };
+    RowOfABinlog {
+        description: encoded(description).await,
+        row: encoded(row).await,
+    }
 }
 
 /// The privileges of a user, as its server tells them, each with what it is on.
@@ -193,6 +293,14 @@ async fn replication_accounts_and_applications_have_their_own_rights_only(flavor
         );
     }
     assert!(replica.execute("INSERT INTO mine.t VALUES (1)").await.is_err());
+    // It goes, and so does who is connected with it; asked again, nothing is written.
+    let remove = "/api/v1/replication-accounts/3/remove";
+    post(&agent, remove).await.unwrap();
+    assert!(!root.user_exists("repl_3", "%").await.unwrap());
+    assert!(replica.execute("DO 1").await.is_err());
+    let had = root.transactions().await.unwrap();
+    post(&agent, remove).await.unwrap();
+    assert_eq!(root.transactions().await.unwrap(), had);
     // Read-only holds for it.
     let closed = agent.dba().await.set_read_only(true).await.unwrap();
     assert_eq!(closed, mysql_client::ReadOnly::Done);
@@ -331,18 +439,95 @@ async fn a_locked_replica_cannot_acknowledge(flavor: Flavor) {
         (0, true)
     );
     // The lock left no transaction of its own: what the replica has is what the master had.
-    assert!(
-        at_replica
-            .transactions()
-            .await
-            .unwrap()
-            .lacks(&before)
-            .is_nothing()
-    );
+    assert!(at_replica.wait_until_applied(&before, LIMIT).await.unwrap());
     post(&master, "/api/v1/replication-accounts/1/unlock")
         .await
         .unwrap();
     tokio::time::timeout(LIMIT, write).await.unwrap().unwrap();
+}
+
+/// It is the first step of what makes another replica acknowledge, and so must not wait for one.
+async fn an_account_that_is_there_needs_no_acknowledgement(flavor: Flavor) {
+    let (master, replica, mut application) = pair(flavor).await;
+    let acker = replica.server().await;
+    acker.signal(Signal::STOP).unwrap();
+    let write = tokio::spawn(async move {
+        application.set_deadline(2 * LIMIT);
+        application.execute("INSERT INTO app.t VALUES (2)").await.unwrap();
+    });
+    let mut dba = master.dba().await;
+    until("the write waits", LIMIT, async || {
+        let seen = dba.observe(Depth::Ordinary).await.unwrap();
+        seen.semi_sync.waiting_sessions > 0
+    })
+    .await;
+    post(&master, "/api/v1/replication-accounts/1/ensure")
+        .await
+        .unwrap();
+    // One that is not there would have to wait.
+    for verb in ["ensure", "remove"] {
+        let account = if verb == "ensure" { 2 } else { 1 };
+        let refused = post(&master, &format!("/api/v1/replication-accounts/{account}/{verb}"))
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(refused.contains("commits wait"), "{refused}");
+    }
+    assert!(!write.is_finished());
+    acker.signal(Signal::CONT).unwrap();
+    tokio::time::timeout(LIMIT, write).await.unwrap().unwrap();
+}
+
+/// The acker is frozen when the change is made, and dies when the request was answered long ago.
+async fn an_account_change_whose_acker_dies_shuts_nobody_out_for_good(flavor: Flavor) {
+    let (master, replica, _application) = pair(flavor).await;
+    let mut root = master.root().await;
+    let (server, acker) = (master.server().await, replica.server().await);
+    acker.signal(Signal::STOP).unwrap();
+    let slow = post(&master, "/api/v1/replication-accounts/2/ensure").await;
+    assert!(
+        slow.as_ref().unwrap_err().to_string().contains("no answer"),
+        "{slow:?}"
+    );
+    // A frozen acker is one that people fence. Whatever the account, that waits behind the change, which costs the agent
+    // the session: on MySQL it gets no other until all is over.
+    for _ in 0..2 {
+        let locked = post(&master, "/api/v1/replication-accounts/4/lock").await;
+        assert!(
+            locked.as_ref().unwrap_err().to_string().contains("no answer"),
+            "{locked:?}"
+        );
+    }
+    // Its connection is there: an acknowledgement may still come. Meanwhile no other change is begun.
+    assert_eq!(root.semi_sync_clients().await.unwrap(), 1);
+    if flavor == Flavor::Mariadb {
+        // There, everybody goes on: the monitor, too.
+        let seen = master.dba().await.observe(Depth::Ordinary).await.unwrap();
+        assert_eq!(seen.semi_sync.waiting_sessions, 1);
+    }
+    let refused = post(&master, "/api/v1/replication-accounts/3/ensure")
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("commits wait"), "{refused}");
+    assert!(server.is_alive());
+    acker.signal(Signal::KILL).unwrap();
+    replica.until_another_runs(&acker).await;
+    let mut at_replica = replica.dba().await;
+    at_replica.set_semi_sync_replica(true).await.unwrap();
+    at_replica.start_replication().await.unwrap();
+    // On MySQL nobody can log in any more, the acker included, and so the master crashes on purpose; MariaDB lets it in.
+    if flavor == Flavor::Mysql {
+        master.until_another_runs(&server).await;
+    }
+    let login = master.secrets.replication(AccountNumber(2)).unwrap();
+    for agent in [&master, &replica] {
+        until("the account is there", LIMIT, async || {
+            agent.connect(&login).await.is_ok()
+        })
+        .await;
+    }
+    assert_eq!(server.is_alive(), flavor == Flavor::Mariadb);
 }
 
 async fn events_are_switched_without_a_trace(flavor: Flavor) {
@@ -398,6 +583,14 @@ async fn events_are_switched_without_a_trace(flavor: Flavor) {
     assert_eq!(agent.dba().await.transactions().await.unwrap(), before);
 }
 
+async fn is_well(client: &api::client::Client) {
+    until("it is well", LIMIT, async || {
+        let said = client.get_text("/healthz").await;
+        said.is_ok_and(|said| said == "the server answers\n")
+    })
+    .await;
+}
+
 async fn strangers_are_not_heard(flavor: Flavor) {
     let agent = TestAgent::start(Setup::of(flavor)).await;
     let base = agent.client_base();
@@ -421,8 +614,18 @@ async fn strangers_are_not_heard(flavor: Flavor) {
             );
         }
         assert!(client.get::<serde_json::Value>("/api/v1/instance").await.is_err());
-        assert_eq!(client.get_text("/healthz").await.unwrap(), "the server answers\n");
+        is_well(&client).await;
     }
+    // It runs, and it is not well while it does not answer.
+    let server = agent.server().await;
+    server.signal(Signal::STOP).unwrap();
+    until("a frozen server is told", LIMIT, async || {
+        agent.client.get_text("/healthz").await.is_err()
+    })
+    .await;
+    assert_eq!(agent.report().await.unwrap().state, ServerState::Running);
+    server.signal(Signal::CONT).unwrap();
+    is_well(&agent.client).await;
     // Nonsense is answered, and nothing happens.
     let error = post(&agent, "/api/v1/replication-accounts/one/lock")
         .await
@@ -447,7 +650,7 @@ async fn strangers_are_not_heard(flavor: Flavor) {
         ),
         "{error}"
     );
-    tokio::time::timeout(Duration::from_secs(5), agent.report())
+    tokio::time::timeout(LIMIT, agent.report())
         .await
         .unwrap()
         .unwrap();

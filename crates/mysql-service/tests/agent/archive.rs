@@ -4,6 +4,7 @@
 use api::archive::ArchiveOrder;
 use api::job::Work;
 use backup::archive::{Index, covered, file_number, holes};
+use mysql_client::ReadOnly;
 use mysql_client::binlog::PreviousGtids;
 use topology::Flavor;
 use topology::gtid::Transactions;
@@ -14,6 +15,7 @@ use crate::on_both_flavors;
 
 on_both_flavors! {
     binlogs_are_archived_brought_back_and_removed;
+    what_another_agent_archives_is_waited_for;
 }
 
 async fn binlogs_are_archived_brought_back_and_removed(flavor: Flavor) {
@@ -72,10 +74,51 @@ async fn binlogs_are_archived_brought_back_and_removed(flavor: Flavor) {
     assert_eq!(agent.terminate().await, Some(0));
 }
 
+/// At the begin of a new file, until this one is needed; then nothing is left out.
+async fn what_another_agent_archives_is_waited_for(flavor: Flavor) {
+    let (agent, monitor) = with_store(flavor, "").await;
+    agent.allow_writes().await;
+    let mut root = agent.root().await;
+    for statement in ["CREATE DATABASE app", "CREATE TABLE app.noise (bytes BLOB)"] {
+        root.execute(statement).await.unwrap();
+    }
+    // More than what a file is begun for, and nothing that can be compressed.
+    let row = format!("(CONCAT({}))", ["RANDOM_BYTES(1024)"; 32].join(", "));
+    let rows = vec![row; 16].join(", ");
+    root.execute(&format!("INSERT INTO app.noise VALUES {rows}"))
+        .await
+        .unwrap();
+    assert_eq!(root.set_read_only(true).await.unwrap(), ReadOnly::Done);
+    let before = root.binlog_files().await.unwrap();
+
+    order_to(&monitor, true, None);
+    until("a new file is begun", LIMIT, async || {
+        agent.root().await.binlog_files().await.unwrap().len() > before.len()
+    })
+    .await;
+    let index = Index::load(&agent.store()).await.unwrap();
+    assert_eq!(index.all_files().count(), 0, "nobody archived");
+
+    order_to(&monitor, false, None);
+    agent.run_job("now", Work::ArchiveNow).await;
+    assert_archived(&agent).await;
+    let index = Index::load(&agent.store()).await.unwrap();
+    assert_eq!(holes(&index, &[]), []);
+    let first = index.all_files().next().unwrap();
+    assert_eq!(first.name(), before[0].0);
+    let after = agent.root().await.binlog_files().await.unwrap();
+    assert_eq!(after.len(), before.len() + 1, "one file, once");
+}
+
 pub(crate) fn order(monitor: &FakeMonitor, others_have: Option<Vec<Transactions>>) {
+    order_to(monitor, false, others_have);
+}
+
+fn order_to(monitor: &FakeMonitor, takes_over: bool, others_have: Option<Vec<Transactions>>) {
     monitor.answer(|reply| {
         reply.archive = Some(ArchiveOrder {
             archive: true,
+            takes_over,
             others_have,
         });
     });

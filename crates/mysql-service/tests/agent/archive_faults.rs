@@ -4,7 +4,9 @@
 use std::io::Write as _;
 
 use api::job::{JobState, Work};
-use backup::archive::{ArchivedFile, Index, Source, file_number, holes};
+use backup::archive::{
+    ArchivedFile, Index, Segment, Source, compact, file_number, holes, remove, superseded, worth_compacting,
+};
 use topology::Flavor;
 
 use crate::archive::{assert_archived, order, write};
@@ -16,6 +18,8 @@ on_both_flavors! {
     the_disk_does_not_fill_and_nothing_goes_that_is_not_archived;
     a_server_killed_in_the_middle_of_an_event_is_archived_on;
     after_a_reset_nothing_is_taken_for_archived_by_its_number;
+    what_is_damaged_in_the_store_is_mended_and_what_cannot_be_is_told_once;
+    damage_that_nobody_met_is_found_and_mended;
 }
 
 async fn the_disk_does_not_fill_and_nothing_goes_that_is_not_archived(flavor: Flavor) {
@@ -37,7 +41,7 @@ async fn the_disk_does_not_fill_and_nothing_goes_that_is_not_archived(flavor: Fl
     let gone = index.all_files().nth(2).unwrap();
     assert!(!agent.path("binlog").join(gone.name()).exists());
     for segment in gone.segments() {
-        backup::archive::remove(&agent.store(), segment).await.unwrap();
+        remove(&agent.store(), segment).await.unwrap();
     }
     let gone = file_number(gone.name());
     problem(&agent, "are missing in the binlog archive").await;
@@ -203,4 +207,87 @@ async fn after_a_reset_nothing_is_taken_for_archived_by_its_number(flavor: Flavo
     let fetched = agent.job_end("fetch").await;
     assert_eq!(fetched.state, JobState::Refused, "{fetched:?}");
     assert!(fetched.outcome.contains("were reset"));
+}
+
+async fn what_is_damaged_in_the_store_is_mended_and_what_cannot_be_is_told_once(flavor: Flavor) {
+    let (agent, monitor) = with_store(flavor, "").await;
+    order(&monitor, None);
+    agent.allow_writes().await;
+    agent.application().await;
+    for file in 0..4 {
+        write(&agent, file * 20..file * 20 + 20).await;
+    }
+    agent.run_job("now", Work::ArchiveNow).await;
+    let store = agent.store();
+    let index = Index::load(&store).await.unwrap();
+    let first: Vec<Segment> = index.all_files().map(|file| file.segments()[0].clone()).collect();
+    // What is before the first file nobody knows.
+    let [_, stranger, short, gone, ..] = &first[..] else {
+        panic!("{first:?}");
+    };
+    remove(&store, stranger).await.unwrap();
+    let path = |segment: &Segment| agent.store_directory().join(segment.object());
+    std::fs::write(path(stranger), "something").unwrap();
+    std::fs::write(path(short), "short").unwrap();
+    let is_there = |segment: &Segment| {
+        let found = std::fs::metadata(path(segment));
+        found.is_ok_and(|found| found.len() == segment.stored())
+    };
+    until("the damaged object is mended", LIMIT, async || is_there(short)).await;
+    problem(&agent, "cannot be archived once more").await;
+
+    // One more look, which finds the other as it was.
+    std::fs::remove_file(path(gone)).unwrap();
+    until("the lost object is mended", LIMIT, async || is_there(gone)).await;
+    problem(&agent, "cannot be archived once more").await;
+    let log = agent.log();
+    assert_eq!(log.matches("cannot be archived once more").count(), 1, "{log}");
+    assert_eq!(std::fs::read(path(stranger)).unwrap(), b"something");
+}
+
+/// In objects that were put together, which nothing reads but a restore.
+async fn damage_that_nobody_met_is_found_and_mended(flavor: Flavor) {
+    // The hour before an agent begins is read at once: here that is everything.
+    let (mut agent, monitor) = with_store(flavor, "archive_check_hours = 1\n").await;
+    order(&monitor, None);
+    agent.allow_writes().await;
+    agent.application().await;
+    for file in 0..4 {
+        write(&agent, file * 20..file * 20 + 20).await;
+    }
+    agent.run_job("now", Work::ArchiveNow).await;
+    let files = names(&agent).await;
+    agent.root().await.purge_binlogs_before(&files[1]).await.unwrap();
+    agent.agent().kill();
+
+    let store = agent.store();
+    let mut index = Index::load(&store).await.unwrap();
+    for work in worth_compacting(&index) {
+        index.insert(compact(&store, &work).await.unwrap());
+    }
+    for segment in superseded(&index) {
+        remove(&store, &segment).await.unwrap();
+        index.remove(&segment);
+    }
+    let whole = |name: &String| {
+        let found = index.all_files().find(|file| file.name() == name);
+        found.unwrap().segments()[0].clone()
+    };
+    let (elsewhere, here) = (whole(&files[0]), whole(&files[1]));
+    let path = |segment: &Segment| agent.store_directory().join(segment.object());
+    let right = std::fs::read(path(&here)).unwrap();
+    for segment in [&elsewhere, &here] {
+        let mut bytes = std::fs::read(path(segment)).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(path(segment), bytes).unwrap();
+    }
+    let (damaged, kept) = (elsewhere.object(), path(&here));
+
+    agent.launch();
+    until("what the server has is archived again", LIMIT, async || {
+        std::fs::read(&kept).is_ok_and(|there| there == right)
+    })
+    .await;
+    problem(&agent, &damaged).await;
 }

@@ -46,6 +46,7 @@ async fn one_file_holds_everything_restores_at_a_start_and_goes_with_a_clean(fla
     });
     agent.until_running().await;
     fill_table(&agent).await;
+    let left_out = agent.leave_out(flavor);
     let before = (checksum(&agent, "app.t").await, gtids(&agent, flavor).await);
     let earliest = Timestamp::now() + jiff::SignedDuration::from_hours(14);
     let job = agent.run_job("one-file", as_one_file(None)).await;
@@ -69,9 +70,7 @@ async fn one_file_holds_everything_restores_at_a_start_and_goes_with_a_clean(fla
 
     agent.root().await.execute("DROP TABLE app.t").await.unwrap();
     agent.terminate().await;
-    for name in ["data", "binlog", "relay_log"] {
-        fs::remove_dir_all(agent.path(name)).unwrap();
-    }
+    agent.wipe();
     agent.launch();
     agent.until_running().await;
     assert_eq!(
@@ -80,6 +79,7 @@ async fn one_file_holds_everything_restores_at_a_start_and_goes_with_a_clean(fla
     );
     let restored = fs::read_to_string(agent.path("backup/restore.json")).unwrap();
     assert!(restored.contains(&name), "{restored}");
+    assert_eq!(agent.report().await.unwrap().left_out, [left_out]);
 
     // Whoever collects files has taken it over.
     let job = agent.run_job("clean", Work::CleanBackups).await;
@@ -117,7 +117,8 @@ async fn what_is_cancelled_or_killed_leaves_no_archive() {
     let is_met = async |agent: &TestAgent, id: &str| {
         until("a part of the archive is there", LIMIT, async || {
             let found = archives(agent);
-            agent.job(id).await.done_bytes > 0 && found.iter().any(|name| name.ends_with("_bak.tar.gz.part"))
+            agent.job(id).await.extent.done_bytes > 0
+                && found.iter().any(|name| name.ends_with("_bak.tar.gz.part"))
         })
         .await;
     };

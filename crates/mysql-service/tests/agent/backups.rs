@@ -58,15 +58,27 @@ impl TestAgent {
 
 /// A running agent with a store, whose data belongs to a cluster.
 pub(crate) async fn with_store(flavor: Flavor, more: &str) -> (TestAgent, FakeMonitor) {
+    let in_directory = |agent: &TestAgent| {
+        format!(
+            "backup_store = \"file://{}\"\n",
+            agent.store_directory().display()
+        )
+    };
+    with_store_at(flavor, more, in_directory).await
+}
+
+/// The same, with a store anywhere.
+pub(crate) async fn with_store_at(
+    flavor: Flavor,
+    more: &str,
+    store: impl FnOnce(&TestAgent) -> String,
+) -> (TestAgent, FakeMonitor) {
     let monitor = FakeMonitor::start().await;
     let mut setup = Setup::of(flavor);
     setup.monitor = Some(monitor.port);
     setup.more.push_str(more);
     let mut agent = TestAgent::prepare(setup).await;
-    let store = format!(
-        "backup_store = \"file://{}\"\n",
-        agent.store_directory().display()
-    );
+    let store = store(&agent);
     let file = agent.path("instance.toml");
     let text = fs::read_to_string(&file).unwrap();
     fs::write(&file, store + &text).unwrap();
@@ -202,7 +214,9 @@ async fn a_backup_that_is_cancelled_or_killed_leaves_no_backup() {
         LIMIT,
         async || {
             let job = agent.job("slow").await;
-            job.done_bytes > 0 && job.bytes_per_second > Some(0) && job.seconds_left > Some(0)
+            job.extent.done_bytes > 0
+                && job.extent.bytes_per_second > Some(0)
+                && job.extent.seconds_left > Some(0)
         },
     )
     .await;
@@ -218,10 +232,9 @@ async fn a_backup_that_is_cancelled_or_killed_leaves_no_backup() {
     assert!(folders.is_empty(), "{folders:?}");
 
     agent.submit("killed", slow).await.unwrap();
-    until("bytes were copied", LIMIT, async || {
-        agent.job("killed").await.done_bytes > 0
-    })
-    .await;
+    // The note that it is being made, and the begin of a segment.
+    let full = agent.store_directory().join("full");
+    until("a segment is begun", LIMIT, async || files_below(&full) > 1).await;
     agent.agent().signal(rustix::process::Signal::KILL).unwrap();
     agent.until_ended().await;
     agent.launch();
@@ -230,6 +243,32 @@ async fn a_backup_that_is_cancelled_or_killed_leaves_no_backup() {
     assert_eq!(job.state, JobState::Failed);
     assert!(job.outcome.contains("the agent ended"), "{}", job.outcome);
     assert!(backup::catalogue::list(&agent.store()).await.unwrap().is_empty());
+    // Half-written segments are seen by nobody who lists the store.
+    assert!(files_below(&full) > 1, "{full:?} has no half-written segment");
+    let left = fs::read_dir(&full).unwrap().next().unwrap().unwrap().path();
+    let prune = Work::PruneBackups {
+        keep_count: None,
+        keep_days: None,
+        dry_run: false,
+    };
+    agent.run_job("prune", prune).await;
+    assert!(!left.exists(), "{} is left", left.display());
+
+    // What this agent left is in nobody's way; what another instance makes is.
+    agent.run_job("whole", full_backup()).await;
+    let note = r#"{"format":1,"instance":"mysql-server-2","job":"j","written":"2026-11-22T03:00:00Z"}"#;
+    let name = "full/2026_11_22_03_00_00_bak/making.json";
+    agent.store().put_again(name, note.into()).await.unwrap();
+    agent.submit("beside", full_backup()).await.unwrap();
+    let job = agent.job_end("beside").await;
+    assert_eq!(job.state, JobState::Refused);
+    assert!(job.outcome.contains("mysql-server-2"), "{}", job.outcome);
+}
+
+/// Files in the folders of a folder.
+fn files_below(folder: &Path) -> usize {
+    let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
+    entries(folder).map(|entry| entries(&entry.path()).count()).sum()
 }
 
 #[tokio::test]

@@ -2,7 +2,6 @@
 //! to exactly the transaction that the backup names.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -251,9 +250,7 @@ async fn everything_comes_back_as_it_was_at_the_backups_end(flavor: Flavor) {
     assert!((first..=steps).contains(&held), "{first} {held} {steps}");
     drop(root);
     agent.terminate().await;
-    for name in ["data", "binlog", "relay_log"] {
-        fs::remove_dir_all(agent.path(name)).unwrap();
-    }
+    agent.wipe();
     agent.launch();
     agent.until_running().await;
     let mut root = agent.root().await;

@@ -8,10 +8,9 @@ use api::job::{JobState, Work};
 use topology::Flavor;
 
 use crate::backups::{full_backup, with_store};
-use crate::harness::TestAgent;
 use crate::on_both_flavors;
 use crate::restores::{checksum, fill_table, gtids};
-use crate::starts::refused;
+use crate::starts::fails;
 
 on_both_flavors! {
     damage_in_any_object_of_an_encrypted_backup_is_found_and_not_restored;
@@ -42,12 +41,6 @@ impl Damage {
             Self::Gone => return fs::remove_file(path).unwrap(),
         }
         fs::write(path, bytes).unwrap();
-    }
-}
-
-fn wipe(agent: &TestAgent) {
-    for name in ["data", "binlog", "relay_log"] {
-        fs::remove_dir_all(agent.path(name)).unwrap();
     }
 }
 
@@ -112,11 +105,11 @@ async fn damage_in_any_object_of_an_encrypted_backup_is_found_and_not_restored(f
 
     // An empty instance takes none of it, says so, and begins again when the backup is whole.
     agent.terminate().await;
-    wipe(&agent);
+    agent.wipe();
     for (object, words) in [(&objects[4], "checksum"), (&objects[1], "0002.xbstream.zst")] {
         let whole = fs::read(object).unwrap();
         Damage::Bit.inflict(object, &whole);
-        refused(&mut agent, words).await;
+        fails(&mut agent, words).await;
         fs::write(object, &whole).unwrap();
     }
     agent.launch();

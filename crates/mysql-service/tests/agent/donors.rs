@@ -7,7 +7,7 @@ use topology::gtid::Lacks;
 use topology::observation::ServerState;
 
 use crate::backups::with_store;
-use crate::harness::{FakeMonitor, LIMIT, TestAgent, until};
+use crate::harness::{FakeMonitor, LEFT_OUT_FILE, LIMIT, TestAgent, until};
 use crate::on_both_flavors;
 use crate::restores::{checksum, fill_table};
 
@@ -81,6 +81,7 @@ async fn cancel(agent: &TestAgent, id: &str) {
 async fn a_running_server_is_copied_while_it_is_written_to(flavor: Flavor) {
     const FIRST: u32 = 1_000_000;
     let pair = Pair::start(flavor).await;
+    let left_out = pair.donor.leave_out(flavor);
     let old = pair.taker.identity();
     let mut writer = pair.donor.root().await;
     let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
@@ -133,9 +134,12 @@ async fn a_running_server_is_copied_while_it_is_written_to(flavor: Flavor) {
     assert!(seen.read_only && seen.replication.is_none());
     let strange = std::fs::read_dir(pair.taker.path("data")).unwrap().any(|entry| {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        name.starts_with("xtrabackup") || name.contains("clone") || name.starts_with(".mysql-service-")
+        name.starts_with("xtrabackup")
+            || name.contains("clone")
+            || (name.starts_with(".mysql-service-") && name != LEFT_OUT_FILE)
     });
     assert!(!strange);
+    assert_eq!(pair.taker.report().await.unwrap().left_out, [left_out]);
 }
 
 async fn a_copy_that_breaks_off_leaves_a_clear_stop_and_is_made_again(flavor: Flavor) {
@@ -183,7 +187,9 @@ async fn a_copy_that_breaks_off_leaves_a_clear_stop_and_is_made_again(flavor: Fl
         async || {
             let job = pair.taker.job("donor-ends").await;
             assert!(!job.state.is_final(), "{job:?}");
-            job.done_bytes > 0 && job.total_bytes.is_some() && job.bytes_per_second.is_some()
+            job.extent.done_bytes > 0
+                && job.extent.total_bytes.is_some()
+                && job.extent.bytes_per_second.is_some()
         },
     )
     .await;

@@ -1,15 +1,16 @@
 //! What an agent does when it hears who is the master.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mysql_client::Depth;
+use topology::observation::ServerState;
 use topology::{Flavor, Incarnation};
 
 use crate::harness::{CLUSTER, FakeMonitor, LIMIT, Setup, TestAgent, until};
 use crate::on_both_flavors;
 
 on_both_flavors! {
-    a_deposed_master_is_closed_and_its_clients_go;
+    a_deposed_master_is_closed_and_its_clients_go_once;
     data_of_another_cluster_obeys_nobody;
 }
 
@@ -17,11 +18,12 @@ fn other() -> Incarnation {
     "0f0e8400-e29b-41d4-a716-446655440000".parse().unwrap()
 }
 
-async fn a_deposed_master_is_closed_and_its_clients_go(flavor: Flavor) {
+async fn a_deposed_master_is_closed_and_its_clients_go_once(flavor: Flavor) {
     let monitor = FakeMonitor::start().await;
     let mut setup = Setup::of(flavor);
+    setup.more.clear();
     setup.monitor = Some(monitor.port);
-    let agent = TestAgent::start(setup).await;
+    let mut agent = TestAgent::start(setup).await;
     let own = agent.identity().incarnation;
     monitor.announce(5, "mysql-server-1", &own);
     let began = Instant::now();
@@ -57,15 +59,26 @@ async fn a_deposed_master_is_closed_and_its_clients_go(flavor: Flavor) {
         application.execute("SELECT 1").await.is_err()
     })
     .await;
-    // A reader may come back, and is left alone from now on.
+    // A reader may come back once all of them are ended, and is left alone from now on.
+    until("the fence is closed", LIMIT, async || {
+        agent
+            .log()
+            .contains("the server is read-only, and its clients' connections are ended")
+    })
+    .await;
     let mut reader = agent.connect(&login).await.unwrap();
-    for _ in 0..2 {
-        monitor
-            .heard(Instant::now(), "a beat", |report| report.generation.0 == 6)
-            .await;
-    }
+    two_beats(&monitor, 6).await;
     reader.execute("SELECT 1").await.unwrap();
     assert!(reader.execute("INSERT INTO app.t VALUES (3)").await.is_err());
+    // Later changes of the master are none of its business, nor is the next agent's first word.
+    monitor.announce(7, "mysql-server-3", &other());
+    two_beats(&monitor, 7).await;
+    reader.execute("SELECT 1").await.unwrap();
+    agent.agent().kill();
+    agent.launch();
+    agent.until_running().await;
+    two_beats(&monitor, 7).await;
+    reader.execute("SELECT 1").await.unwrap();
 
     // Whoever opens it by hand while another is the master sees it closed again.
     agent.allow_writes().await;
@@ -73,6 +86,17 @@ async fn a_deposed_master_is_closed_and_its_clients_go(flavor: Flavor) {
         dba.is_read_only().await.unwrap()
     })
     .await;
+}
+
+/// Until the agent has acted on what it heard in this generation.
+async fn two_beats(monitor: &FakeMonitor, generation: u64) {
+    for _ in 0..2 {
+        monitor
+            .heard(Instant::now(), "a beat", |report| {
+                report.state == ServerState::Running && report.generation.0 == generation
+            })
+            .await;
+    }
 }
 
 async fn data_of_another_cluster_obeys_nobody(flavor: Flavor) {
@@ -110,7 +134,7 @@ async fn data_of_another_cluster_obeys_nobody(flavor: Flavor) {
             .read_only
     );
     assert!(agent.log().contains(foreign), "{}", agent.log());
-    tokio::time::timeout(Duration::from_secs(5), agent.report())
+    tokio::time::timeout(LIMIT, agent.report())
         .await
         .unwrap()
         .unwrap();

@@ -16,6 +16,7 @@ use instance::identity::Identity;
 use instance::server::Launcher;
 use mysql_client::credentials::{Login, SecretFile};
 use mysql_client::{Endpoint, ReadOnly, Server};
+use sandbox::layout::INSTANCE_DIRECTORIES;
 use sandbox::ports::PortRange;
 use sandbox::process::{Managed, ProcessMark, last_lines};
 use sandbox::template;
@@ -25,7 +26,7 @@ use topology::{Address, Flavor, Generation, Incarnation};
 
 /// A server answers within seconds; on a machine that runs every other test, too, within some ten.
 pub(crate) const LIMIT: Duration = Duration::from_mins(2);
-const POLL: Duration = Duration::from_millis(10);
+const POLL: Duration = Duration::from_millis(30);
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Waits for a condition.
@@ -40,6 +41,9 @@ pub(crate) async fn until(what: &str, limit: Duration, mut condition: impl Async
         tokio::time::sleep(POLL).await;
     }
 }
+
+/// What was left out of a data directory on purpose.
+pub(crate) const LEFT_OUT_FILE: &str = ".mysql-service-left-out.json";
 
 /// How an agent of a test is made.
 pub(crate) struct Setup {
@@ -92,15 +96,7 @@ impl TestAgent {
             setup.flavor,
             home.join("secret.conf").display(),
         );
-        for name in [
-            "data",
-            "binlog",
-            "relay_log",
-            "backup",
-            "backup_log",
-            "slow_log",
-            "run",
-        ] {
+        for name in INSTANCE_DIRECTORIES {
             writeln!(text, "{name}_directory = \"{}\"", home.join(name).display()).unwrap();
         }
         if let Some(port) = setup.monitor {
@@ -109,10 +105,10 @@ impl TestAgent {
         let mut secrets = setup.secrets;
         if setup.from_template {
             let binaries = Binaries::find(setup.flavor.into(), None).unwrap();
-            let folder = std::env::temp_dir().join("mysql-service-templates");
-            let template = template::prepare(&binaries, &folder, None, &Launcher::direct())
-                .await
-                .unwrap();
+            let template =
+                template::prepare(&binaries, &template::shared_folder(), None, &Launcher::direct())
+                    .await
+                    .unwrap();
             writeln!(
                 text,
                 "template_directory = \"{}\"",
@@ -179,6 +175,33 @@ impl TestAgent {
         self.process = Some(Managed::start("the agent", command, &self.path("agent.log")).unwrap());
     }
 
+    /// Starts the process as the first one of a container: of a namespace of processes of its own. Its mark, from
+    /// outside; `None` where nobody may make such a namespace.
+    pub(crate) fn launch_as_first_process(&mut self) -> Option<ProcessMark> {
+        const NAMESPACE: [&str; 4] = ["--pid", "--fork", "--mount-proc", "--kill-child"];
+        let allowed = Command::new("unshare").args(NAMESPACE).arg("true").output();
+        if !allowed.is_ok_and(|output| output.status.success()) {
+            return None;
+        }
+        let mut command = Command::new("unshare");
+        command
+            .args(NAMESPACE)
+            .arg(env!("CARGO_BIN_EXE_mysql-service"))
+            .args(["instance", "--config"])
+            .arg(self.path("instance.toml"));
+        let process = Managed::start("the agent", command, &self.path("agent.log")).unwrap();
+        let begun = Instant::now();
+        let first = loop {
+            if let Some(child) = children_of(process.pid()).first() {
+                break *child;
+            }
+            assert!(begun.elapsed() < LIMIT, "nothing is started in the namespace");
+            std::thread::sleep(POLL);
+        };
+        self.process = Some(process);
+        ProcessMark::of(first)
+    }
+
     /// Starts the process with a shell that first says something of itself, as its process.
     pub(crate) fn launch_after(&mut self, shell: &str) {
         let mut command = Command::new("/bin/sh");
@@ -226,6 +249,16 @@ impl TestAgent {
         }
     }
 
+    /// Waits until the agent says that another server than that one runs.
+    pub(crate) async fn until_another_runs(&self, server: &ProcessMark) {
+        until("a new server", LIMIT, async || {
+            self.report().await.is_some_and(|report| {
+                report.state == ServerState::Running && report.server_pid != Some(server.pid)
+            })
+        })
+        .await;
+    }
+
     /// Waits until the agent has ended; its exit code.
     pub(crate) async fn until_ended(&mut self) -> Option<i32> {
         let status = self
@@ -237,10 +270,38 @@ impl TestAgent {
         status.code()
     }
 
+    /// Kills the agent, and waits until nothing works on its data any more.
+    pub(crate) async fn kill_and_wait(&mut self) {
+        self.agent().kill();
+        let data = self.path("data");
+        until("nothing works on what was left", LIMIT, async || {
+            instance::server::processes_in(&data).unwrap().is_empty()
+        })
+        .await;
+    }
+
     /// Asks the agent to stop; its exit code.
     pub(crate) async fn terminate(&mut self) -> Option<i32> {
         self.agent().signal(rustix::process::Signal::TERM).unwrap();
         self.until_ended().await
+    }
+
+    /// Removes everything that a filled instance has, but for its backups.
+    pub(crate) fn wipe(&self) {
+        for name in ["data", "binlog", "relay_log"] {
+            std::fs::remove_dir_all(self.path(name)).unwrap();
+        }
+    }
+
+    /// As if a replay had left a transaction out of the data; which.
+    pub(crate) fn leave_out(&self, flavor: Flavor) -> String {
+        let gtid = match flavor {
+            Flavor::Mariadb => "0-9-7",
+            Flavor::Mysql => "3e11fa47-71ca-11e1-9e33-c80aa9429562:7",
+        };
+        let text = format!("{{\"format\":1,\"transactions\":[\"{gtid}\"]}}");
+        std::fs::write(self.path("data").join(LEFT_OUT_FILE), text).unwrap();
+        gtid.to_owned()
     }
 
     pub(crate) async fn connect(&self, login: &Login) -> Result<Server, mysql_client::Error> {
@@ -314,6 +375,19 @@ impl Drop for TestAgent {
             eprintln!("{}", std::fs::read_to_string(log).unwrap_or_default());
         }
     }
+}
+
+/// The children of a process, zombies included, by `/proc/PID/stat`: after the name in parentheses come the state and
+/// the parent.
+pub(crate) fn children_of(parent: u32) -> Vec<u32> {
+    let is_child = |pid: &u32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let after = text.rsplit_once(')').map(|(_, after)| after.to_owned());
+        after.is_some_and(|after| after.split_whitespace().nth(1) == Some(&parent.to_string()))
+    };
+    let entries = std::fs::read_dir("/proc").unwrap();
+    let pids = entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    pids.filter(is_child).collect()
 }
 
 /// A monitor that hears reports and answers what it was told.

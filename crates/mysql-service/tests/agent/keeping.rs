@@ -2,11 +2,14 @@
 
 use std::fs;
 
-use api::job::{JobState, Work};
+use api::job::{JobDocument, JobState, Work};
 use backup::catalogue;
+use backup::present::{Doing, Said};
+use jiff::Timestamp;
 use topology::Flavor;
 
 use crate::backups::{full_backup, with_store};
+use crate::harness::{LIMIT, TestAgent, until};
 use crate::on_both_flavors;
 
 on_both_flavors! {
@@ -36,7 +39,7 @@ async fn a_backup_is_checked_fetched_and_restored_from_the_local_directory(flavo
     assert!(job.result.unwrap()["tables"].as_u64().unwrap() > 10);
     assert!(!agent.path("data_staging/job").exists());
 
-    let fetch = agent.run_job("fetch", Work::FetchFull { backup: None }).await;
+    let fetch = what_is_read_waits_for_whoever_removes(&agent).await;
     assert_eq!(fetch.result.unwrap()["backup"], manifest.id.as_str());
 
     // A flipped bit in the store is found and named; the local copy is whole.
@@ -57,9 +60,7 @@ async fn a_backup_is_checked_fetched_and_restored_from_the_local_directory(flavo
     );
 
     agent.terminate().await;
-    for name in ["data", "binlog", "relay_log"] {
-        fs::remove_dir_all(agent.path(name)).unwrap();
-    }
+    agent.wipe();
     agent.launch();
     agent.until_running().await;
     let rows = agent
@@ -99,7 +100,42 @@ async fn a_backup_is_checked_fetched_and_restored_from_the_local_directory(flavo
     let job = agent.run_job("prune-dry", prune(true)).await;
     assert_eq!(job.result.unwrap()["remains"][0], "2026_01_01_00_00_00_bak");
     assert!(remains.join("0001.xbstream.zst").exists());
+    nothing_is_removed_beside_a_reader(&agent, prune(false)).await;
+    assert!(remains.join("0001.xbstream.zst").exists());
     agent.run_job("prune", prune(false)).await;
     assert!(!remains.join("0001.xbstream.zst").exists());
     assert_eq!(catalogue::list(&store).await.unwrap().len(), 1);
+    assert!(store.list("present").await.unwrap().is_empty());
+}
+
+/// What another instance's agent says in the store.
+async fn elsewhere(agent: &TestAgent, doing: Doing) -> Said {
+    let (store, instance) = (agent.store(), "mysql-server-2".parse().unwrap());
+    let said = Said::say(&store, doing, &instance, "job", Timestamp::now());
+    said.await.unwrap()
+}
+
+async fn what_is_read_waits_for_whoever_removes(agent: &TestAgent) -> JobDocument {
+    let removes = elsewhere(agent, Doing::Removing).await;
+    let fetch = Work::FetchFull { backup: None };
+    agent.submit("fetch", fetch).await.unwrap();
+    until("it waits for that", LIMIT, async || {
+        agent.job("fetch").await.step.contains("mysql-server-2 removes")
+    })
+    .await;
+    let said = agent.store().list("present/reading").await.unwrap();
+    assert_eq!(said[0].name, "present/reading/mysql-server-1.json");
+    removes.take_back().await.unwrap();
+    let fetch = agent.job_end("fetch").await;
+    assert_eq!(fetch.state, JobState::Done, "{fetch:?}");
+    fetch
+}
+
+async fn nothing_is_removed_beside_a_reader(agent: &TestAgent, prune: Work) {
+    let reads = elsewhere(agent, Doing::Reading).await;
+    agent.submit("prune-beside", prune).await.unwrap();
+    let job = agent.job_end("prune-beside").await;
+    assert_eq!(job.state, JobState::Refused, "{job:?}");
+    assert!(job.outcome.contains("mysql-server-2 reads"), "{}", job.outcome);
+    reads.take_back().await.unwrap();
 }

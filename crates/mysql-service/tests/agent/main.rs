@@ -28,6 +28,7 @@ mod reloads;
 mod replay_kills;
 mod replays;
 mod restores;
+mod s3;
 mod searches;
 mod settings;
 mod starts;
@@ -35,6 +36,7 @@ mod stops;
 mod supervision;
 mod units;
 mod versions;
+mod xtrabackup;
 
 /// A test of each flavor for one body.
 macro_rules! on_both_flavors {

@@ -1,5 +1,5 @@
 //! `kill -9` of the agent and of the server at random moments of a replay: asked for again, it goes on where it was and
-//! ends right. A few rounds here; `script/chaos replay` makes many.
+//! ends right. One round here; `script/chaos replay` makes many.
 
 use std::time::Instant;
 
@@ -77,12 +77,7 @@ async fn a_replay_that_is_killed_anywhere_goes_on_and_ends_right(flavor: Flavor)
 
 async fn kill(agent: &mut TestAgent, victim: &str, name: &str) {
     if victim == "agent" {
-        agent.agent().kill();
-        let data = agent.path("data");
-        until("nothing works on what was left", LIMIT, async || {
-            instance::server::processes_in(&data).unwrap().is_empty()
-        })
-        .await;
+        agent.kill_and_wait().await;
         agent.launch();
         agent.until_running().await;
     } else {

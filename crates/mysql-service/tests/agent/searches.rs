@@ -175,11 +175,60 @@ async fn the_transaction_that_did_the_damage_is_found_and_left_out(flavor: Flavo
 
     // And to the end without it.
     let now = agent.identity().incarnation;
-    let work = restore(Target::End, &now, &[damage], false);
+    let altered = found.transactions[6].gtid.clone();
+    let work = restore(
+        Target::Gtid { gtid: altered },
+        &now,
+        std::slice::from_ref(&damage),
+        false,
+    );
     let job = agent.run_job("without", work).await;
     assert!(job.warnings.iter().any(|text| text.contains("depend")), "{job:?}");
+    assert_eq!(ids(&agent).await, "1,2,3,4");
+    // A later target does not bring it back, and says so; and the data is no longer the cluster's.
+    let on = Work::RestoreIncremental {
+        target: Target::End,
+        base: None,
+        binlogs: Binlogs::Any,
+        skip: Vec::new(),
+        dry_run: false,
+    };
+    let job = agent.run_job("on", on).await;
+    assert!(job.warnings.iter().any(|text| text.contains(&damage)), "{job:?}");
+    assert_eq!(agent.report().await.unwrap().left_out, [damage.as_str()]);
+    assert_eq!(ids(&agent).await, "1,2,3,4,5");
+    // Nor does it come back to what is restored from a full backup of this data.
+    let backup = agent
+        .run_job("backup-without", full_backup())
+        .await
+        .result
+        .unwrap();
+    let now = agent.identity().incarnation;
+    let work = restore(Target::End, &now, &[], true);
+    let planned = agent.run_job("plan-without", work).await.result.unwrap();
+    assert_eq!(
+        (&planned["base_backup"], &planned["transactions"]),
+        (&backup["backup"], &0.into())
+    );
+    agent
+        .run_job("from-it", restore(Target::End, &now, &[], false))
+        .await;
+    assert_eq!(agent.report().await.unwrap().left_out, [damage.as_str()]);
     assert_eq!(ids(&agent).await, "1,2,3,4,5");
     as_before_but_for_the_data(&agent).await;
+
+    // What is written then is history behind that backup, although the archive has the one with it, too.
+    agent.allow_writes().await;
+    let mut root = agent.root().await;
+    execute(&mut root, "INSERT INTO app.orders (id) VALUES (6)").await;
+    execute(&mut root, "FLUSH LOCAL BINARY LOGS").await;
+    archive(&agent, flavor, &binlogs(&agent)).await;
+    let now = agent.identity().incarnation;
+    agent
+        .run_job("behind-it", restore(Target::End, &now, &[], false))
+        .await;
+    assert_eq!(agent.report().await.unwrap().left_out, [damage]);
+    assert_eq!(ids(&agent).await, "1,2,3,4,5,6");
 }
 
 /// Returns the transaction that did the damage.

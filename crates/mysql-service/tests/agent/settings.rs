@@ -22,12 +22,42 @@ async fn a_setting_that_is_changed_at_a_running_server_is_told_until_it_is_put_r
     }
     assert_eq!(unsafe_settings(flavor, &seen.variables), []);
 
+    let own = match flavor {
+        Flavor::Mariadb => [
+            ("slave_exec_mode", "IDEMPOTENT"),
+            ("slave_type_conversions", "ALL_LOSSY"),
+            ("replicate_do_db", "some"),
+            ("replicate_wild_ignore_table", "a.b"),
+            ("gtid_strict_mode", "0"),
+            ("rpl_semi_sync_master_timeout", "10000"),
+        ],
+        Flavor::Mysql => [
+            ("replica_exec_mode", "IDEMPOTENT"),
+            ("replica_type_conversions", "ALL_LOSSY"),
+            ("replica_preserve_commit_order", "0"),
+            ("binlog_error_action", "IGNORE_ERROR"),
+            ("rpl_semi_sync_source_wait_no_replica", "0"),
+            ("rpl_semi_sync_source_timeout", "10000"),
+        ],
+    };
     for (name, other) in [
         ("sync_binlog", "0"),
         ("innodb_flush_log_at_trx_commit", "2"),
         ("binlog_format", "STATEMENT"),
-    ] {
-        root.execute(&format!("SET GLOBAL {name} = {other}"))
+        ("binlog_row_image", "MINIMAL"),
+        ("binlog_checksum", "NONE"),
+        ("sync_relay_log", "0"),
+    ]
+    .into_iter()
+    .chain(own)
+    {
+        let is_number = other.bytes().all(|byte| byte.is_ascii_digit());
+        let value = if is_number {
+            other.to_owned()
+        } else {
+            format!("'{other}'")
+        };
+        root.execute(&format!("SET GLOBAL {name} = {value}"))
             .await
             .unwrap();
         let seen = dba.observe(Depth::Ordinary).await.unwrap();

@@ -5,7 +5,6 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
-use rustix::process::Signal;
 use topology::observation::ServerState;
 use topology::{Flavor, Version};
 
@@ -26,8 +25,16 @@ fn note(flavor: Flavor) -> &'static str {
     }
 }
 
+/// A version of the series before the server's.
+pub(crate) fn older_series(flavor: Flavor) -> &'static str {
+    match flavor {
+        Flavor::Mariadb => "10.6.20",
+        Flavor::Mysql => "9.1.0",
+    }
+}
+
 /// Makes the data say that it is of another version: in the identity and in the server's own note.
-fn pretend(agent: &TestAgent, flavor: Flavor, version: &str) {
+pub(crate) fn pretend(agent: &TestAgent, flavor: Flavor, version: &str) {
     let own = agent.identity().version;
     for name in ["data/mysql-service.json", note(flavor)] {
         let path = agent.path(name);
@@ -49,10 +56,7 @@ async fn data_of_an_older_series_is_upgraded_and_the_monitor_hears_of_it(flavor:
     }
     let mut agent = TestAgent::start(setup).await;
     let own = agent.identity().version;
-    let older = match flavor {
-        Flavor::Mariadb => "10.6.20",
-        Flavor::Mysql => "9.1.0",
-    };
+    let older = older_series(flavor);
     let mut root = agent.root().await;
     if flavor == Flavor::Mariadb {
         // As in the tables of an older server: an upgrade puts it there.
@@ -67,19 +71,12 @@ async fn data_of_an_older_series_is_upgraded_and_the_monitor_hears_of_it(flavor:
     pretend(&agent, flavor, older);
 
     let since = Instant::now();
-    agent.launch();
     if flavor == Flavor::Mariadb {
-        // Killed within: the next one begins it again, and finds nobody in its way.
-        until("the tool runs", LIMIT, async || {
-            agent.path("run/upgrade.log").exists()
-        })
-        .await;
-        agent.agent().signal(Signal::KILL).unwrap();
-        agent.until_ended().await;
+        kill_within_the_upgrade(&mut agent, older).await;
         assert_eq!(agent.identity().version, own);
         assert_eq!(agent.identity().upgrading_from, Version::parse(older));
-        agent.launch();
     }
+    agent.launch();
     agent.until_running().await;
     let (_, report) = monitor
         .heard(since, "the upgrade", |report| {
@@ -120,6 +117,23 @@ async fn data_of_an_older_series_is_upgraded_and_the_monitor_hears_of_it(flavor:
     assert_eq!(report.upgraded_from, None);
 }
 
+/// Kills the agent while MariaDB's tool works: the next one begins it again, and finds nobody in its way.
+async fn kill_within_the_upgrade(agent: &mut TestAgent, older: &str) {
+    let log = agent.path("run/upgrade.log");
+    for _ in 0..3 {
+        agent.launch();
+        until("the tool runs", LIMIT, async || log.exists()).await;
+        agent.kill_and_wait().await;
+        if agent.identity().upgrading_from.is_some() {
+            return;
+        }
+        // Whoever looks late finds it done.
+        fs::remove_file(&log).unwrap();
+        pretend(agent, Flavor::Mariadb, older);
+    }
+    panic!("the upgrade is over whenever it is looked at");
+}
+
 async fn data_that_a_newer_server_opened_is_left_alone(flavor: Flavor) {
     let mut agent = TestAgent::start(Setup::of(flavor)).await;
     assert_eq!(agent.terminate().await, Some(0));
@@ -129,7 +143,7 @@ async fn data_that_a_newer_server_opened_is_left_alone(flavor: Flavor) {
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, text.replace(&own, "99.1.0")).unwrap();
     let before = times(&agent.path("data"));
-    assert_eq!(refused(&mut agent, "going back is not possible").await, Some(2));
+    refused(&mut agent, "going back is not possible").await;
     assert_eq!(times(&agent.path("data")), before);
     fs::write(&path, text).unwrap();
     agent.launch();

@@ -1,6 +1,6 @@
 //! The binlog archive of a whole cluster: who fills it, that it follows the roles, and that what is missing is told.
 
-use backup::archive::{Index, covered, holes};
+use backup::archive::{Index, Segment, Source, covered, holes};
 use backup::store::Store;
 use mysql_client::binlog::PreviousGtids;
 use topology::gtid::Transactions;
@@ -28,8 +28,10 @@ async fn the_archive_follows_the_roles_and_tells_what_is_missing(flavor: Flavor)
     archives(&cluster, "mysql-server-2").await;
 
     // The roles move, and back, while it is written.
+    more_than_a_begin_is_archived(&cluster, &store, "mysql-server-2").await;
     cluster.run(&["switchover", "--yes"]).await.expect(0);
     archives(&cluster, "mysql-server-1").await;
+    more_than_a_begin_is_archived(&cluster, &store, "mysql-server-1").await;
     cluster.wait_until_ok().await;
     cluster.run(&["switchover", "--yes"]).await.expect(0);
     archives(&cluster, "mysql-server-2").await;
@@ -46,20 +48,51 @@ async fn the_archive_follows_the_roles_and_tells_what_is_missing(flavor: Flavor)
         "{metrics}"
     );
 
-    // One object is gone: its transactions are named within a minute.
-    let archived = index.all_files().flat_map(|file| file.segments().iter());
-    let lost = archived
-        .filter(|segment| segment.transaction_count > 0 && segment.first > 0)
-        .min_by_key(|segment| segment.commit_times)
-        .unwrap();
-    let object = lost.object();
-    store.delete(&object).await.unwrap();
+    // An object of each server is gone: the one that is archived brings its own back, the other's is named within a minute.
+    let archiving = archived_source(&cluster, "mysql-server-2").await;
+    let objects = [true, false].map(|own| {
+        let mut sources = index.sources().map(Source::to_string);
+        let source = sources.find(|source| (*source == archiving) == own).unwrap();
+        first_of_the_rest(&index, &source).unwrap().object()
+    });
+    for object in &objects {
+        store.delete(object).await.unwrap();
+    }
+    let [own, other] = &objects;
     cluster
         .wait_for("the lost object is a problem", |document| {
-            document.problems.iter().any(|problem| problem.contains(&object))
+            document.problems.iter().any(|problem| problem.contains(other))
         })
         .await;
-    cluster.stop().await;
+    until("the own one is archived again", async || {
+        store.get(own).await.is_ok()
+    })
+    .await;
+}
+
+/// The line of binlogs that an instance archives.
+async fn archived_source(cluster: &TestCluster, id: &str) -> String {
+    let archive = cluster.instance(id).await.agent.archive;
+    archive.and_then(|report| report.source).unwrap()
+}
+
+/// The first segment of a line with transactions that is not the begin of a file.
+fn first_of_the_rest<'a>(index: &'a Index, source: &str) -> Option<&'a Segment> {
+    let archived = index.all_files().flat_map(|file| file.segments().iter());
+    archived
+        .filter(|segment| segment.transaction_count > 0 && segment.first > 0)
+        .filter(|segment| segment.source.to_string() == source)
+        .min_by_key(|segment| segment.commit_times)
+}
+
+/// Waits until the instance that archives has such a segment.
+async fn more_than_a_begin_is_archived(cluster: &TestCluster, store: &Store, id: &str) {
+    let source = archived_source(cluster, id).await;
+    until("more than the begin of a file is archived", async || {
+        let index = Index::load(store).await.unwrap();
+        first_of_the_rest(&index, &source).is_some()
+    })
+    .await;
 }
 
 /// Waits until the instance archives, and is up to date.

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use api::operation::{OperationDocument, OperationState};
+use rustix::process::Signal;
 use sandbox::cluster::Tuning;
 use topology::{Flavor, Role, Status};
 
@@ -114,7 +115,7 @@ async fn backups_are_made_listed_and_give_way(flavor: Flavor) {
     let id = begun["operation"].as_str().unwrap().to_owned();
     until("the agent copies", async || {
         let progress = operation(&cluster, &id).await.progress;
-        progress.is_some_and(|progress| progress.done_bytes > 0)
+        progress.is_some_and(|progress| progress.extent.done_bytes > 0)
     })
     .await;
     let second = cluster.run(&["backup", "full"]).await.expect(3);
@@ -151,7 +152,6 @@ async fn backups_are_made_listed_and_give_way(flavor: Flavor) {
     })
     .await;
     cluster.assert_only_known_users_logged_in();
-    cluster.stop().await;
 }
 
 /// What a scheduler on the Slave's machine is told: nothing but the configuration of its instance is there.
@@ -250,7 +250,6 @@ async fn backups_are_made_at_their_times(flavor: Flavor) {
         full(later) && full(earlier) && earlier.ended.as_ref().is_none_or(|ended| *ended > later.started)
     });
     assert!(!overlap, "two backups at once: {operations:#?}");
-    cluster.stop().await;
 }
 
 /// MySQL's clones leave tables outside of InnoDB empty; MariaDB's tool copies every engine's.
@@ -285,11 +284,17 @@ async fn what_backups_would_lack_is_told_before(flavor: Flavor) {
                 .explains("app.elsewhere (MyISAM)");
         }
     }
-    cluster.stop().await;
 }
 
 async fn an_added_instance_becomes_a_running_slave(flavor: Flavor) {
-    let cluster = TestCluster::start_sized(flavor, 2, Tuning::default()).await;
+    let store = tempfile::tempdir().unwrap();
+    let url = format!("file://{}", store.path().display());
+    let tuning = Tuning {
+        monitor: toml::from_str(&format!("backup = {{ keep_count = 1, store = \"{url}\" }}")).unwrap(),
+        instance: toml::from_str(&format!("backup_store = \"{url}\"")).unwrap(),
+        ..Tuning::default()
+    };
+    let cluster = TestCluster::start_sized(flavor, 2, tuning).await;
     fill(&cluster).await;
     let mut cluster = cluster.stop_and_start_with(3).await;
     assert_eq!(
@@ -324,10 +329,10 @@ async fn an_added_instance_becomes_a_running_slave(flavor: Flavor) {
     }
     let done = done.unwrap();
     assert_eq!(done.state, OperationState::Done, "{done:#?}");
-    let slave = cluster.instance("mysql-server-3").await;
-    assert_eq!((slave.role, slave.status), (Role::Slave, Status::Ok));
-    assert_ne!(slave.incarnation, empty, "it has other data than before");
     cluster.wait_until_ok().await;
+    let slave = cluster.instance("mysql-server-3").await;
+    assert_eq!(slave.role, Role::Slave);
+    assert_ne!(slave.incarnation, empty, "it has other data than before");
     cluster.assert_same_everywhere(&["filling"]).await;
     cluster.run(&["scale-out", "mysql-server-3"]).await.expect(3);
 
@@ -335,10 +340,13 @@ async fn an_added_instance_becomes_a_running_slave(flavor: Flavor) {
     cluster.run(&["detach", "mysql-server-3"]).await.expect(0);
     cluster.run(&["unregister", "mysql-server-3"]).await.expect(0);
     cluster.run(&["backup", "full"]).await.expect(0);
-    until("the backup is listed", async || {
-        let listed = cluster.cluster.client().backups().await;
-        listed.is_ok_and(|listed| !listed.backups.is_empty())
-    })
+    until(
+        "the backup is listed, and the removal of older ones is over",
+        async || {
+            let kept = kept(&cluster).await;
+            kept.len() == 1 && cluster.cluster.client().cluster().await.unwrap().work.is_empty()
+        },
+    )
     .await;
     cluster
         .run(&["scale-out", "mysql-server-3", "--from", "store"])
@@ -346,5 +354,54 @@ async fn an_added_instance_becomes_a_running_slave(flavor: Flavor) {
         .expect(0);
     cluster.wait_until_ok().await;
     cluster.assert_same_everywhere(&["filling"]).await;
-    cluster.stop().await;
+    what_is_read_stays_until_it_was_read(&mut cluster).await;
+}
+
+/// The backups that the monitor lists.
+async fn kept(cluster: &TestCluster) -> Vec<String> {
+    let listed = cluster.cluster.client().backups().await.unwrap();
+    listed.backups.into_iter().map(|backup| backup.id).collect()
+}
+
+/// One backup is kept. The one before the newest stays as long as somebody reads it, and goes then, by itself.
+async fn what_is_read_stays_until_it_was_read(cluster: &mut TestCluster) {
+    // Frozen, its agent neither begins nor ends what it is asked for; that is asked again and again.
+    let reader = "mysql-server-3";
+    let before = kept(cluster).await;
+    cluster.signal_daemon(reader, Signal::STOP);
+    let check = cluster
+        .run(&[
+            "backup",
+            "verify",
+            &before[0],
+            "--instance",
+            reader,
+            "--no-wait",
+            "-o",
+            "json",
+        ])
+        .await
+        .expect(0)
+        .json();
+    let check = check["operation"].as_str().unwrap().to_owned();
+    cluster.run(&["backup", "full"]).await.expect(0);
+    until("both are listed", async || kept(cluster).await.len() == 2).await;
+    assert!(!operation(cluster, &check).await.state.is_final());
+    cluster.signal_daemon(reader, Signal::CONT);
+    until("the older one is removed", async || {
+        let kept = kept(cluster).await;
+        kept.len() == 1 && kept != before
+    })
+    .await;
+    let checked = operation(cluster, &check).await;
+    assert_eq!(checked.state, OperationState::Done, "{checked:?}");
+    let operations = cluster.cluster.client().operations().await.unwrap();
+    let removals = operations
+        .iter()
+        .filter(|one| one.title.contains("remove the backups"));
+    let last = removals.max_by_key(|one| one.started.clone()).unwrap();
+    assert!(
+        Some(&last.started) >= checked.ended.as_ref(),
+        "{last:?} {checked:?}"
+    );
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mysql_client::Server;
+use mysql_client::{Depth, Error, Server};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::watch;
 use topology::{Flavor, Role, Status};
@@ -26,6 +26,7 @@ async fn a_killed_master_goes_on_as_master_and_nothing_is_lost(flavor: Flavor) {
     let cluster = TestCluster::start(flavor).await;
     let ledger = Ledger::start(&cluster).await;
     ledger.wait_for_a_write().await;
+    a_master_that_is_closed_by_hand_is_opened_again(&cluster, &ledger).await;
     let pid = cluster.server_pid("mysql-server-1").await;
     let killed = Instant::now();
     kill(pid);
@@ -47,7 +48,21 @@ async fn a_killed_master_goes_on_as_master_and_nothing_is_lost(flavor: Flavor) {
     cluster.wait_until_ok().await;
     record.assert_kept(&cluster).await;
     cluster.assert_same_everywhere(&["ledger"]).await;
-    cluster.stop().await;
+}
+
+/// By `read_only`, which on MySQL does not close it for everybody.
+async fn a_master_that_is_closed_by_hand_is_opened_again(cluster: &TestCluster, ledger: &Ledger) {
+    let mut root = cluster.root_at("mysql-server-1").await;
+    root.execute("SET GLOBAL read_only = ON").await.unwrap();
+    until("it is open again", async || {
+        root.observe(Depth::Ordinary).await.unwrap().takes_writes
+    })
+    .await;
+    ledger.wait_for_a_write().await;
+    let events = cluster.run(&["events"]).await.expect(0).stdout;
+    let told = "mysql-server-1 was OK and is ERROR: takes no writes";
+    assert!(events.contains(told), "{events}");
+    cluster.wait_until_ok().await;
 }
 
 async fn killed_replicas_agents_and_proxies_come_back(flavor: Flavor) {
@@ -88,6 +103,7 @@ async fn killed_replicas_agents_and_proxies_come_back(flavor: Flavor) {
         .unwrap();
     cluster.run(&["status"]).await.expect(4);
     ledger.wait_for_a_write().await;
+    let mut all = all_connections_of(&cluster, "mysql-server-1").await;
     cluster.cluster.restart("monitor").unwrap();
     cluster.wait_until_ok().await;
     assert_eq!(
@@ -95,6 +111,9 @@ async fn killed_replicas_agents_and_proxies_come_back(flavor: Flavor) {
         generation,
         "the restart changed the state"
     );
+    let unlimited = "SET GLOBAL max_connections = DEFAULT";
+    all[0].execute(unlimited).await.unwrap();
+    drop(all);
 
     cluster.cluster.restart("proxy-master").unwrap();
     ledger.wait_for_a_write().await;
@@ -102,7 +121,28 @@ async fn killed_replicas_agents_and_proxies_come_back(flavor: Flavor) {
     cluster.wait_until_ok().await;
     record.assert_kept(&cluster).await;
     cluster.assert_same_everywhere(&["ledger", "alone"]).await;
-    cluster.stop().await;
+}
+
+/// Applications' and the one that is kept for an administrator: whoever comes now comes by the administrative port.
+async fn all_connections_of(cluster: &TestCluster, id: &str) -> Vec<Server> {
+    let mut root = cluster.root_at(id).await;
+    // Below this MariaDB does not go.
+    root.execute("SET GLOBAL max_connections = 10").await.unwrap();
+    let mut sessions = vec![root];
+    let refused = loop {
+        match cluster.try_application_at(id).await {
+            Ok(session) => sessions.push(session),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, Error::TooManyConnections { .. }), "{refused}");
+    // Somebody else's may have taken it, which is as well.
+    match cluster.try_root_at(id).await {
+        Ok(last) => sessions.push(last),
+        Err(Error::TooManyConnections { .. }) => {}
+        Err(error) => panic!("{error}"),
+    }
+    sessions
 }
 
 /// How often a replica is killed, where the environment says no other number.
@@ -140,7 +180,6 @@ async fn replicas_killed_amid_definitions_come_back(flavor: Flavor) {
     }
     cluster.wait_until_ok().await;
     cluster.assert_same_everywhere(&["defined"]).await;
-    cluster.stop().await;
 }
 
 /// Makes and changes tables until nobody wants to know any more.
@@ -219,5 +258,4 @@ async fn a_master_whose_agent_is_stopped_is_switched_over_first(flavor: Flavor) 
     cluster.wait_until_ok().await;
     record.assert_kept(&cluster).await;
     cluster.assert_same_everywhere(&["ledger"]).await;
-    cluster.stop().await;
 }

@@ -55,7 +55,6 @@ async fn scripts_are_run_once_in_a_clusters_life_and_what_failed_is_told(flavor:
     for id in ["mysql-server-1", "mysql-server-2", "mysql-server-3"] {
         assert_eq!(rows(&cluster, id).await, "2", "{id}");
     }
-    cluster.stop().await;
 }
 
 /// As soon as the server has them: a replica may be a moment behind.

@@ -1,17 +1,22 @@
-//! A cluster for a test: its own directory and ports, stopped and removed at the end, kept when the test fails.
+//! A cluster for a test: its own directory and ports, killed and removed at the end, kept when the test fails.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use api::client::Answer;
 use api::cluster::{ClusterDocument, InstanceDocument};
+use api::operation::{OperationDocument, OperationState, StepState, SwitchoverRequest};
 use mysql_client::credentials::SecretFile;
 use mysql_client::{Endpoint, Server};
+use rustix::process::Signal;
 use sandbox::cluster::{Cluster, Request, Tuning};
 use sandbox::ports::PortRange;
 use sandbox::settings::Wanted;
+use sandbox::template;
 use tempfile::TempDir;
-use topology::{Flavor, InstanceId, Role, Status};
+use topology::{Flavor, InstanceId, OperationId, Role, Status};
 
 use crate::command::{self, PROGRAM, Ran};
 
@@ -26,7 +31,7 @@ pub(crate) const PORTS: u16 = 221;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A running cluster.
+/// A running cluster. Dropped, it is killed: a clean stop takes seconds, so it is there for the tests that are about it.
 pub(crate) struct TestCluster {
     pub(crate) cluster: Cluster,
     pub(crate) flavor: Flavor,
@@ -50,7 +55,10 @@ impl TestCluster {
     }
 
     /// The same with another number of instances.
-    pub(crate) async fn start_sized(flavor: Flavor, instances: u16, tuning: Tuning) -> Self {
+    pub(crate) async fn start_sized(flavor: Flavor, instances: u16, mut tuning: Tuning) -> Self {
+        // How full the machine's own disk is decides nothing in a test.
+        let limit = tuning.monitor.entry("disk_free_limit_percent");
+        limit.or_insert(0.into());
         let directory = TempDir::with_prefix("whole-").unwrap();
         let ports = PortRange::take(PORTS).unwrap();
         let request = Request {
@@ -62,7 +70,7 @@ impl TestCluster {
             },
             flavor: flavor.into(),
             program: PROGRAM.into(),
-            templates: Some(templates()),
+            templates: Some(template::shared_folder()),
             tuning,
         };
         Self::launch(flavor, request, KeptWhenFailing(Some(directory)), ports).await
@@ -95,9 +103,12 @@ impl TestCluster {
         self.stop_and_start().await
     }
 
-    /// Stops the cluster cleanly.
+    /// Stops the cluster cleanly: nobody has to be killed, and writes stop first.
     pub(crate) async fn stop(self) {
-        self.cluster.stop(&say).await.unwrap();
+        let said = RefCell::new(Vec::new());
+        let tell = |line: &str| said.borrow_mut().push(line.to_owned());
+        self.cluster.stop(&tell).await.unwrap();
+        assert_eq!(said.into_inner(), Vec::<String>::new());
     }
 
     /// Runs a command against this cluster.
@@ -143,6 +154,57 @@ impl TestCluster {
         }
     }
 
+    /// Begins a switchover to the Standby and waits until its first step whose sentence begins so has begun. Then
+    /// it is in this step or further, or over if it did not get there.
+    pub(crate) async fn switch_over_until(&self, step: &str) -> OperationId {
+        let client = self.cluster.client();
+        let answer = client.switchover(&SwitchoverRequest::default()).await.unwrap();
+        let Answer::Accepted(operation) = answer else {
+            panic!("only planned");
+        };
+        loop {
+            let document = client.operation(&operation).await.unwrap();
+            let mut steps = document.steps.iter();
+            let wanted = steps.find(|document| document.title.starts_with(step));
+            if wanted.unwrap().state != StepState::Waiting || document.state.is_final() {
+                return operation;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Begins a switchover and freezes the monitor when a step has begun, before writes are stopped and so before the
+    /// decision, however slow the machine is. Where it was too late, all is done once more.
+    pub(crate) async fn switch_over_and_freeze_monitor_in(&mut self, step: &str) -> OperationId {
+        const ATTEMPTS: usize = 5;
+        for _ in 0..ATTEMPTS {
+            let master = self.only(Role::Master).await;
+            let mut root = self.root_at(master.as_str()).await;
+            let operation = self.switch_over_until(step).await;
+            self.signal_daemon("monitor", Signal::STOP);
+            if !root.is_read_only().await.unwrap() {
+                return operation;
+            }
+            self.signal_daemon("monitor", Signal::CONT);
+            let ended = self.end_of(&operation).await;
+            assert_eq!(ended.state, OperationState::Done, "{ended:#?}");
+            self.wait_until_ok().await;
+            self.run(&["switchover", "--yes"]).await.expect(0);
+            assert_eq!(self.only(Role::Master).await, master);
+            self.wait_until_ok().await;
+        }
+        panic!("writes were always stopped before the monitor was frozen");
+    }
+
+    /// Waits until an operation has ended.
+    pub(crate) async fn end_of(&self, operation: &OperationId) -> OperationDocument {
+        let deadline = Instant::now() + HEAL_LIMIT;
+        self.cluster
+            .wait_for_operation(operation, deadline)
+            .await
+            .unwrap()
+    }
+
     /// Waits until every instance is OK.
     pub(crate) async fn wait_until_ok(&self) -> ClusterDocument {
         self.wait_for("every instance is OK", |document| {
@@ -180,11 +242,14 @@ impl TestCluster {
 
     /// A session of root at one instance's server.
     pub(crate) async fn root_at(&self, id: &str) -> Server {
+        self.try_root_at(id).await.unwrap()
+    }
+
+    /// The same where the server may have no place left.
+    pub(crate) async fn try_root_at(&self, id: &str) -> Result<Server, mysql_client::Error> {
         let socket = self.cluster.layout().socket(&id.parse().unwrap());
         let login = self.secrets().root().unwrap();
-        Server::connect(&Endpoint::Socket(socket), &login, Duration::from_secs(10))
-            .await
-            .unwrap()
+        Server::connect(&Endpoint::Socket(socket), &login, Duration::from_secs(10)).await
     }
 
     /// The passwords of the service's users.
@@ -214,8 +279,10 @@ impl TestCluster {
         }
     }
 
+    /// As root: the agent of a former Master ends the others' sessions when it hears of the new one, which may be after
+    /// the switchover's end.
     async fn checksums(&self, id: &InstanceId, tables: &[&str]) -> BTreeMap<String, Option<String>> {
-        let mut server = self.application_at(id.as_str()).await;
+        let mut server = self.root_at(id.as_str()).await;
         let mut checksums = BTreeMap::new();
         for table in tables {
             let rows = server
@@ -299,6 +366,11 @@ impl TestCluster {
         self.cluster.layout().run_directory(id).join("general.log")
     }
 
+    /// Sends a signal to the monitor, an agent or a proxy.
+    pub(crate) fn signal_daemon(&mut self, name: &str, signal: Signal) {
+        self.cluster.daemon(name).unwrap().signal(signal).unwrap();
+    }
+
     /// The process of an instance's server.
     pub(crate) async fn server_pid(&self, id: &str) -> u32 {
         self.instance(id).await.server_pid.expect("the server runs")
@@ -307,15 +379,31 @@ impl TestCluster {
 
 impl Drop for KeptWhenFailing {
     fn drop(&mut self) {
-        if std::thread::panicking()
-            && let Some(directory) = self.0.take()
-        {
+        let Some(directory) = self.0.take() else {
+            return;
+        };
+        if std::thread::panicking() {
             eprintln!(
                 "everything of the cluster is kept in {}",
                 directory.keep().display()
             );
+            return;
+        }
+        // The servers were killed with their agents a moment ago: they may still be writing.
+        let begun = Instant::now();
+        while works_in(&directory) && begun.elapsed() < HEAL_LIMIT {
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
+}
+
+/// Whether a server of the cluster in this directory runs.
+fn works_in(directory: &TempDir) -> bool {
+    let entries = std::fs::read_dir(directory.path()).unwrap();
+    entries
+        .map(|entry| entry.unwrap().path().join("data"))
+        .filter(|data| data.is_dir())
+        .any(|data| !instance::server::processes_in(&data).unwrap().is_empty())
 }
 
 /// Waits until a condition holds; `what` says it in the failure.
@@ -330,9 +418,4 @@ pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 /// Progress, shown when the test fails.
 pub(crate) fn say(line: &str) {
     eprintln!("up: {line}");
-}
-
-/// Initialised data directories, kept between tests.
-pub(crate) fn templates() -> PathBuf {
-    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("templates")
 }

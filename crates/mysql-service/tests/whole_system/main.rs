@@ -15,6 +15,7 @@ mod command;
 mod crashes;
 mod first_starts;
 mod harness;
+mod instants;
 mod ledger;
 mod mistakes;
 mod obstacles;
@@ -25,6 +26,7 @@ mod scheduled_events;
 mod secrets;
 mod sizes;
 mod switchovers;
+mod undone;
 mod unfit;
 mod walk;
 

@@ -2,7 +2,9 @@
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::Command;
 
+use sandbox::layout::INSTANCE_DIRECTORIES;
 use sandbox::ports::PortRange;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -89,6 +91,48 @@ async fn a_directory_that_cannot_be_used_is_refused_and_left_alone() {
     run(["status", "--dir", &dir]).await.expect(2);
     run(["doctor", "--dir", &dir]).await.expect(1);
     assert_eq!(names(directory.path()), ["thesis.txt"]);
+
+    // Names that ours have, too; a file; settings that are none.
+    let log = TempDir::with_prefix("mistakes-").unwrap();
+    std::fs::create_dir(log.path().join("log")).unwrap();
+    std::fs::write(log.path().join("log/thesis.txt"), "words").unwrap();
+    let lock = TempDir::with_prefix("mistakes-").unwrap();
+    std::fs::write(lock.path().join("lock"), "words").unwrap();
+    for somebodys in [&log, &lock] {
+        let before = names(somebodys.path());
+        let dir = somebodys.path().display().to_string();
+        run(["up", "--dir", &dir])
+            .await
+            .expect(2)
+            .explains("is not empty");
+        assert_eq!(names(somebodys.path()), before);
+    }
+    let file = thesis.display().to_string();
+    run(["up", "--dir", &file]).await.expect(2).explains(&file);
+    let settings = TempDir::with_prefix("mistakes-").unwrap();
+    std::fs::write(settings.path().join("mysql-service.json"), "words").unwrap();
+    let dir = settings.path().display().to_string();
+    for command in ["up", "down"] {
+        let ran = run([command, "--dir", &dir]).await.expect(2);
+        ran.explains("is not what mysql-service writes");
+    }
+    run(["status", "--dir", &dir]).await.expect(2);
+}
+
+#[tokio::test]
+async fn a_cluster_without_its_servers_program_is_not_begun() {
+    let directory = TempDir::with_prefix("mistakes-").unwrap();
+    let dir = directory.path().display().to_string();
+    let nowhere = |command: &mut Command| {
+        command
+            .env("PATH", "")
+            .env("MYSQL_SERVICE_MYSQL_DIR", directory.path().join("nothing"));
+    };
+    run_with(["up", "--flavor", "mysql", "--dir", &dir], nowhere)
+        .await
+        .expect(2)
+        .explains("install-mysql");
+    assert!(!directory.path().join("mysql-service.json").exists());
 }
 
 #[tokio::test]
@@ -152,12 +196,17 @@ async fn an_address_that_cannot_be_listened_on_ends_a_daemon_with_exit_code_2() 
 
 #[tokio::test]
 async fn a_missing_server_binary_is_named_with_what_to_do() {
+    a_missing_binary_of("mysql", "install-mysql").await;
+    a_missing_binary_of("mariadb", "apt-get install mariadb-server").await;
+}
+
+async fn a_missing_binary_of(flavor: &str, words_of_it: &str) {
     let directory = TempDir::with_prefix("mistakes-").unwrap();
     let ports = PortRange::take(2).unwrap();
     let mut words = vec!["instance".to_owned()];
     for setting in [
         "id=mysql-server-1".to_owned(),
-        "flavor=mysql".to_owned(),
+        format!("flavor={flavor}"),
         format!("address=127.0.0.1:{}", ports.first()),
         format!("agent_listen=127.0.0.1:{}", ports.first() + 1),
         format!("binaries={}", directory.path().display()),
@@ -167,7 +216,7 @@ async fn a_missing_server_binary_is_named_with_what_to_do() {
     ] {
         words.extend(["--set".to_owned(), setting]);
     }
-    run(words).await.expect(2).explains("install-mysql");
+    run(words).await.expect(2).explains(words_of_it);
     let data = std::fs::read_dir(directory.path().join("data"));
     assert!(
         data.is_err() || data.unwrap().next().is_none(),
@@ -256,38 +305,25 @@ async fn a_monitor_takes_no_nonsense(flavor: Flavor) {
         "{}",
         ran.stdout
     );
-    cluster.stop().await;
 }
 
 /// The first start is one without a `PATH`, which the scripts of a server's package would not find their tools with.
 async fn secrets_that_do_not_fit_stop_a_start_with_exit_code_2(flavor: Flavor) {
-    let directory = TempDir::with_prefix("mistakes-").unwrap();
-    let ports = PortRange::take(PORTS).unwrap();
-    let (dir, base) = (directory.path().display().to_string(), ports.first().to_string());
-    let flavor = flavor.to_string();
-    let start = [
-        "up",
-        "--detach",
-        "--instances",
-        "1",
-        "--dir",
-        &dir,
-        "--port-base",
-        &base,
-        "--flavor",
-        &flavor,
-    ];
-    run_with(start, |command| {
-        command.env("PATH", "");
-    })
-    .await
-    .expect(0);
+    let place = Place::new(flavor);
+    let dir = place.dir();
+    let up = || place.up_with(&["--instances", "1"], |_| ());
+    place
+        .up_with(&["--instances", "1"], |command| {
+            command.env("PATH", "");
+        })
+        .await
+        .expect(0);
     run(["down", "--dir", &dir]).await.expect(0);
 
-    let file = directory.path().join("secret.conf");
+    let file = place.directory.path().join("secret.conf");
     let right = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, format!("{right}dba_passwd = a-secret-word\n")).unwrap();
-    let ran = run(start).await.expect(2).explains("secret.conf, line");
+    let ran = up().await.expect(2).explains("secret.conf, line");
     assert!(
         !ran.stderr.contains("a-secret-word"),
         "a secret is shown: {}",
@@ -301,11 +337,11 @@ async fn secrets_that_do_not_fit_stop_a_start_with_exit_code_2(flavor: Flavor) {
         })
         .collect();
     std::fs::write(&file, wrong).unwrap();
-    run(start).await.expect(2).explains("root_passwd");
+    up().await.expect(2).explains("root_passwd");
 
     // The data is as it was.
     std::fs::write(&file, right).unwrap();
-    run(start).await.expect(0);
+    up().await.expect(0);
     run(["down", "--dir", &dir]).await.expect(0);
 }
 
@@ -384,15 +420,7 @@ fn agent_words(directory: &Path, ports: &PortRange, more: &[&str]) -> Vec<String
         format!("address=127.0.0.1:{}", ports.first()),
         format!("agent_listen=127.0.0.1:{}", ports.first() + 1),
     ];
-    for name in [
-        "data",
-        "binlog",
-        "relay_log",
-        "backup",
-        "backup_log",
-        "slow_log",
-        "run",
-    ] {
+    for name in INSTANCE_DIRECTORIES {
         let path = directory.join(name);
         settings.push(format!("{name}_directory={}", path.display()));
     }

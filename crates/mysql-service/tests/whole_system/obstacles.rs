@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use api::operation::{OperationDocument, OperationState, StepState};
-use mysql_client::Server;
+use mysql_client::{Depth, Server};
 use rustix::process::{Pid, Signal, kill_process};
+use topology::gtid::Lacks;
 use topology::{Flavor, Role};
 
 use crate::command::Ran;
-use crate::harness::{HEAL_LIMIT, TestCluster};
+use crate::harness::{HEAL_LIMIT, TestCluster, until};
 use crate::ledger::Ledger;
 use crate::on_both_flavors;
 
@@ -20,8 +21,9 @@ on_both_flavors! {
 /// What a switchover that cannot go on may take to say so: the limits of its steps.
 const GIVE_UP_LIMIT: Duration = Duration::from_secs(20);
 
-/// After a step of a switchover failed, the old master is writable again within this time.
-const WRITABLE_LIMIT: Duration = Duration::from_secs(2);
+/// After a step of a switchover failed, the old master is writable again within two seconds; a machine that runs other
+/// tests may need more for the notes of each step, which go to the disk.
+pub(crate) const WRITABLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Older transactions keep a switchover from beginning: the monitor's policy.
 const TRANSACTION_AGE_LIMIT_SECONDS: u64 = 10;
@@ -87,7 +89,6 @@ async fn sessions_in_the_way_do_not_hang_a_switchover(flavor: Flavor) {
     );
     cluster.wait_until_ok().await;
     cluster.assert_same_everywhere(&["locked"]).await;
-    cluster.stop().await;
 }
 
 async fn root_in_the_way(cluster: &TestCluster, statement: &str, expected: Expected, named: &str) {
@@ -199,7 +200,7 @@ async fn newest_switchover(cluster: &TestCluster) -> Option<OperationDocument> {
 /// From the failed step on, everything is undone within the limit: the end of an operation is noted when the old
 /// master was seen to be writable. The times of the steps leave out what is between them, so the failure is taken
 /// to be earlier than it was.
-fn assert_undone_soon(document: &OperationDocument) {
+pub(crate) fn assert_undone_soon(document: &OperationDocument) {
     assert_eq!(document.state, OperationState::Undone, "{document:#?}");
     let failed = document
         .steps
@@ -219,7 +220,7 @@ fn assert_undone_soon(document: &OperationDocument) {
 }
 
 async fn a_switchover_without_ackers_is_given_up_and_writes_go_on(flavor: Flavor) {
-    let cluster = TestCluster::start(flavor).await;
+    let mut cluster = TestCluster::start(flavor).await;
     let ledger = Ledger::start(&cluster).await;
     ledger.wait_for_a_write().await;
     let mut setup = cluster.application_at("mysql-server-1").await;
@@ -238,13 +239,51 @@ async fn a_switchover_without_ackers_is_given_up_and_writes_go_on(flavor: Flavor
     assert_eq!(cluster.only(Role::Master).await.as_str(), "mysql-server-1");
     ledger.wait_for_a_write().await;
     cluster.wait_until_ok().await;
+    an_acker_with_what_the_master_holds_back_is_led_to_it(&mut cluster).await;
+    ledger.wait_for_a_write().await;
+    cluster.wait_until_ok().await;
     a_long_transaction(&cluster, long).await;
     let record = ledger.stop().await;
     record.assert_kept(&cluster).await;
     cluster.assert_same_everywhere(&["ledger", "locked"]).await;
     // And now it works.
     cluster.run(&["switchover", "--yes"]).await.expect(0);
-    cluster.stop().await;
+}
+
+/// A commit waits for its acknowledgement and is in the one replica that is left, which has lost its way: on MySQL the
+/// Master does not count it as its own yet. That replica is not taken for one with transactions of its own.
+async fn an_acker_with_what_the_master_holds_back_is_led_to_it(cluster: &mut TestCluster) {
+    let mut master = cluster.root_at("mysql-server-1").await;
+    let mut left = cluster.root_at("mysql-server-3").await;
+    let frozen = [cluster.server_pid("mysql-server-2").await];
+    cluster.signal_daemon("monitor", Signal::STOP);
+    signal(&frozen, Signal::STOP);
+    left.stop_receiver().await.unwrap();
+    left.set_semi_sync_replica(false).await.unwrap();
+    left.start_receiver().await.unwrap();
+    until("a commit waits that the replica has applied", async || {
+        let seen = master.observe(Depth::Ordinary).await.unwrap();
+        let has = left.transactions().await.unwrap();
+        let has_more = matches!(seen.transactions.lacks(&has), Lacks::These(_));
+        let applied = has.lacks(&seen.transactions).is_nothing();
+        seen.semi_sync.waiting_sessions > 0 && applied && (has_more || cluster.flavor == Flavor::Mariadb)
+    })
+    .await;
+    left.stop_replication().await.unwrap();
+    left.forget_source().await.unwrap();
+    cluster.signal_daemon("monitor", Signal::CONT);
+    until("it acknowledges again, and no commit waits", async || {
+        let seen = left.observe(Depth::Ordinary).await.unwrap();
+        let waiting = master
+            .observe(Depth::Ordinary)
+            .await
+            .unwrap()
+            .semi_sync
+            .waiting_sessions;
+        seen.semi_sync.replica_active && waiting == 0
+    })
+    .await;
+    signal(&frozen, Signal::CONT);
 }
 
 /// A long transaction is told before anything is stopped, and goes on.
@@ -275,7 +314,7 @@ async fn a_long_transaction(cluster: &TestCluster, mut long: Server) {
         .expect("a refusal leaves sessions alone");
 }
 
-fn signal(pids: &[u32], signal: Signal) {
+pub(crate) fn signal(pids: &[u32], signal: Signal) {
     for pid in pids {
         kill_process(Pid::from_raw(i32::try_from(*pid).unwrap()).unwrap(), signal).unwrap();
     }

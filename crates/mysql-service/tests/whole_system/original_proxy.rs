@@ -200,7 +200,6 @@ async fn the_originals_proxy_is_led_to_the_new_master(flavor: Flavor) {
 
     cluster.wait_until_ok().await;
     cluster.assert_same_everywhere(&["t"]).await;
-    cluster.stop().await;
 }
 
 /// From the old master to the new one at once, never to nobody and never back; the Standby never.

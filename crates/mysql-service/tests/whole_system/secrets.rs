@@ -79,7 +79,6 @@ async fn a_monitor_with_a_wrong_password_says_so_and_changes_nothing(flavor: Fla
     cluster.cluster.restart("monitor").unwrap();
     cluster.wait_until_ok().await;
     cluster.assert_same_everywhere(&["t"]).await;
-    cluster.stop().await;
 }
 
 async fn an_agent_with_a_wrong_password_says_so_and_leaves_the_data_alone(flavor: Flavor) {
@@ -127,7 +126,6 @@ async fn an_agent_with_a_wrong_password_says_so_and_leaves_the_data_alone(flavor
     .await;
     cluster.wait_until_ok().await;
     cluster.assert_same_everywhere(&["t"]).await;
-    cluster.stop().await;
 }
 
 async fn stop(daemon: &mut Managed) {

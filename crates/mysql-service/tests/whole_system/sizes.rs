@@ -1,6 +1,6 @@
 //! Clusters of one, two and five instances: what each can promise, says and does.
 
-use mysql_client::Server;
+use mysql_client::{Depth, Server};
 use sandbox::cluster::Tuning;
 use topology::{Address, Flavor, Role};
 
@@ -15,15 +15,18 @@ on_both_flavors! {
 #[tokio::test]
 async fn five_instances_have_two_ackers_and_three_slaves_to_read_from() {
     let cluster = TestCluster::start_sized(Flavor::Mariadb, 5, Tuning::default()).await;
-    let document = cluster.document().await;
-    assert_eq!(
-        document.health,
-        "The cluster can take ONE failure without losing a write: mysql-server-2 and mysql-server-3 acknowledge"
-    );
+    cluster
+        .wait_for("two of five acknowledge", |document| {
+            document.health
+                == "The cluster can take ONE failure without losing a write: mysql-server-2 and mysql-server-3 acknowledge"
+        })
+        .await;
     create_and_write(&cluster, 1).await;
     cluster.run(&["switchover", "--yes"]).await.expect(0);
-    let document = cluster.wait_until_ok().await;
-    assert_eq!(document.ackers.len(), 2, "{document:#?}");
+    cluster.wait_until_ok().await;
+    let document = cluster
+        .wait_for("two are ackers", |document| document.ackers.len() == 2)
+        .await;
     let followers = document
         .instances
         .iter()
@@ -73,7 +76,50 @@ async fn one_instance_serves_everything_and_promises_nothing(flavor: Flavor) {
     assert_eq!(rows_at(&cluster, &slave).await, "3");
     without_a_master(&cluster).await;
     write(&cluster, 4).await;
+    whose_history_was_reset_takes_no_writes(&cluster).await;
+    is_registered_as_it_is(&cluster).await;
+    write(&cluster, 5).await;
     cluster.stop().await;
+}
+
+/// What it was seen to have it has no more. Nobody else has it either, so nothing but that speaks against it.
+async fn whose_history_was_reset_takes_no_writes(cluster: &TestCluster) {
+    let mut root = cluster.root_at("mysql-server-1").await;
+    until("all that it has was seen", async || {
+        let has = root.transactions().await.unwrap().to_string();
+        cluster.instance("mysql-server-1").await.gtid == Some(has)
+    })
+    .await;
+    for statement in [
+        match cluster.flavor {
+            Flavor::Mariadb => "RESET MASTER",
+            Flavor::Mysql => "RESET BINARY LOGS AND GTIDS",
+        },
+        "SET GLOBAL read_only = ON",
+    ] {
+        root.execute(statement).await.unwrap();
+    }
+    cluster
+        .wait_for("it takes no writes, and the problems say why", |document| {
+            let why = "lacks transactions that it was seen to have";
+            document.problems.iter().any(|problem| problem.contains(why))
+        })
+        .await;
+    assert!(!root.observe(Depth::Ordinary).await.unwrap().takes_writes);
+}
+
+/// What the problem says is to be done when a person wants the data as it is.
+async fn is_registered_as_it_is(cluster: &TestCluster) {
+    let document = cluster.document().await;
+    let way_out = "unregister it and register it again as the Master";
+    let told = document.problems.iter().any(|problem| problem.contains(way_out));
+    assert!(told, "{document:#?}");
+    cluster.run(&["unregister", "mysql-server-1"]).await.expect(0);
+    cluster
+        .run(&["register", "mysql-server-1", "--as", "master"])
+        .await
+        .expect(0);
+    cluster.wait_until_ok().await;
 }
 
 /// There is nobody to follow and nobody to take over from; the role comes back as it went.

@@ -1,13 +1,16 @@
-//! Replicas that must not become the master: one that is behind, one that has what the master lacks.
+//! Replicas that must not become the master: one that is behind, one whose binlogs begin too late for another, one that
+//! has what the master lacks.
 
 use std::time::{Duration, Instant};
 
 use mysql_client::{Depth, Server};
+use rustix::process::Signal;
 use sandbox::cluster::Tuning;
 use topology::{Flavor, Role, Status};
 
-use crate::harness::{HEAL_LIMIT, TestCluster};
+use crate::harness::{HEAL_LIMIT, TestCluster, until};
 use crate::ledger::Ledger;
+use crate::obstacles::signal;
 use crate::on_both_flavors;
 
 on_both_flavors! {
@@ -29,6 +32,7 @@ async fn who_is_behind_or_has_too_much_does_not_become_master(flavor: Flavor) {
 
     a_standby_that_is_behind(&cluster).await;
     a_stopped_applier_is_started_again(&cluster).await;
+    a_standby_whose_binlogs_begin_too_late(&cluster).await;
     ledger.wait_for_a_write().await;
     let record = ledger.stop().await;
     record.assert_kept(&cluster).await;
@@ -38,7 +42,6 @@ async fn who_is_behind_or_has_too_much_does_not_become_master(flavor: Flavor) {
     a_slave_with_an_errant_transaction(&mut cluster).await;
     ledger.wait_for_a_write().await;
     ledger.stop().await;
-    cluster.stop().await;
 }
 
 /// Somebody's lock holds the applier up while the Master writes; the receiver goes on and acknowledges.
@@ -84,6 +87,40 @@ async fn a_stopped_applier_is_started_again(cluster: &TestCluster) {
     cluster.wait_until_ok().await;
 }
 
+/// A slave is frozen and was last seen without what the Standby removes from its disk then: it could not follow it.
+async fn a_standby_whose_binlogs_begin_too_late(cluster: &TestCluster) {
+    let slave = [cluster.server_pid("mysql-server-3").await];
+    signal(&slave, Signal::STOP);
+    let mut master = cluster.root_at("mysql-server-1").await;
+    master
+        .execute("CREATE TABLE app.removed (id INT PRIMARY KEY)")
+        .await
+        .unwrap();
+    let written = master.transactions().await.unwrap();
+    let mut standby = cluster.root_at("mysql-server-2").await;
+    assert!(standby.wait_until_applied(&written, HEAL_LIMIT).await.unwrap());
+    standby.execute("FLUSH LOCAL BINARY LOGS").await.unwrap();
+    let (newest, _) = standby.binlog_files().await.unwrap().pop().unwrap();
+    // MariaDB keeps a file until InnoDB has on the disk what is in it.
+    until("the older files are gone", async || {
+        standby.purge_binlogs_before(&newest).await.unwrap();
+        standby.binlog_files().await.unwrap().len() == 1
+    })
+    .await;
+    let removed = standby.transactions().await.unwrap();
+    cluster
+        .run(&["switchover", "--yes"])
+        .await
+        .expect(3)
+        .explains("the binlogs of mysql-server-2 do not reach back to what mysql-server-3 lacks");
+    assert_eq!(cluster.only(Role::Master).await.as_str(), "mysql-server-1");
+    signal(&slave, Signal::CONT);
+    let mut slave = cluster.root_at("mysql-server-3").await;
+    assert!(slave.wait_until_applied(&removed, HEAL_LIMIT).await.unwrap());
+    cluster.wait_until_ok().await;
+    cluster.run(&["switchover", "--dry-run"]).await.expect(0);
+}
+
 async fn a_slave_with_an_errant_transaction(cluster: &mut TestCluster) {
     cluster.wait_until_ok().await;
     let mut root = cluster.root_at("mysql-server-3").await;
@@ -121,12 +158,32 @@ async fn a_slave_with_an_errant_transaction(cluster: &mut TestCluster) {
         eprintln!("{}: {}", cluster.flavor, ran.stderr.trim());
     }
     // The rest goes on as it was, and what only it has is left for a person.
-    let document = cluster.document().await;
-    assert_eq!(document.instances[0].status, Status::Ok);
-    assert_eq!(document.instances[1].status, Status::Ok);
+    cluster
+        .wait_for("the others are well", |document| {
+            document.instances[..2]
+                .iter()
+                .all(|instance| instance.status == Status::Ok)
+        })
+        .await;
     assert_eq!(cluster.only(Role::Master).await.as_str(), "mysql-server-1");
     root.execute("SELECT COUNT(*) FROM app.errant").await.unwrap();
+    acknowledges_no_more(cluster, "mysql-server-3").await;
     detach_who_is_diverged(cluster).await;
+}
+
+/// What it acknowledges is worth nothing when the Master is lost. On MariaDB its applier stands still, so it is shut out.
+async fn acknowledges_no_more(cluster: &TestCluster, id: &str) {
+    let id = id.parse().unwrap();
+    cluster
+        .wait_for("the diverged one is no acker", |document| {
+            !document.ackers.contains(&id) && document.operation.is_none()
+        })
+        .await;
+    let mut master = cluster.root_at("mysql-server-1").await;
+    until("the Standby alone acknowledges", async || {
+        master.semi_sync_clients().await.unwrap() == 1
+    })
+    .await;
 }
 
 /// It is not let in again by the way of detaching it. On MariaDB it applies nothing any more, so what it acknowledged

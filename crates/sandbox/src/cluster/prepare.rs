@@ -143,7 +143,7 @@ fn make_directories(layout: &Layout, settings: &Settings) -> Result<()> {
 }
 
 /// An initialised data directory for every instance to copy. It has the passwords of this cluster; one that is
-/// shared by clusters has its own, and a new cluster takes those.
+/// shared by clusters has its own, which a new cluster takes, and which one with others cannot use.
 async fn make_template(
     layout: &Layout,
     settings: &Settings,
@@ -157,27 +157,25 @@ async fn make_template(
         user::server_user(as_root.then_some("root"))?,
     );
     let secret_file = layout.secret_file();
-    let template = match &request.templates {
-        Some(folder) if !secret_file.exists() => {
-            let shared = template::prepare(binaries, folder, None, &launcher).await?;
-            let text = std::fs::read_to_string(&shared.secret_file)
-                .with_context(|| format!("cannot read {}", shared.secret_file.display()))?;
-            secrets::write_private(&secret_file, &text)?;
-            make_secrets(layout)?;
-            shared
+    if let Some(folder) = &request.templates {
+        let shared = template::prepare(binaries, folder, None, &launcher).await?;
+        let its_secrets = read_secrets(&shared.secret_file)?;
+        if !secret_file.exists() {
+            secrets::write_private(&secret_file, &its_secrets)?;
         }
-        _ => {
-            make_secrets(layout)?;
-            template::prepare(
-                binaries,
-                &layout.template_directory(),
-                Some(&secret_file),
-                &launcher,
-            )
-            .await?
+        make_secrets(layout)?;
+        if read_secrets(&secret_file)? == its_secrets {
+            return Ok(shared.data_directory);
         }
-    };
+    }
+    make_secrets(layout)?;
+    let folder = layout.template_directory();
+    let template = template::prepare(binaries, &folder, Some(&secret_file), &launcher).await?;
     Ok(template.data_directory)
+}
+
+fn read_secrets(file: &Path) -> Result<String> {
+    std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
 /// Makes the secrets that are missing, and what is derived from them.

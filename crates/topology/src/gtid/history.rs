@@ -77,6 +77,12 @@ impl MariadbHistory {
         position
     }
 
+    /// Whether it logged a transaction, and was not restored with it or after it.
+    pub(super) fn shows(&self, gtid: MariadbGtid) -> bool {
+        let base = self.base.get(gtid.domain);
+        self.state.contains(gtid) && base.is_none_or(|base| base.sequence < gtid.sequence)
+    }
+
     /// What of `other` is not here.
     #[must_use]
     pub fn lacks(&self, other: &Self) -> Lacks {

@@ -40,6 +40,25 @@ impl Intervals {
         Self::from_unordered(self.0.iter().chain(&other.0).copied().collect())
     }
 
+    /// The numbers that both have.
+    pub(super) fn intersection(&self, other: &Self) -> Self {
+        let (mut own, mut others) = (self.0.iter().peekable(), other.0.iter().peekable());
+        let mut both = Vec::new();
+        while let (Some(&&(first, last)), Some(&&(other_first, other_last))) = (own.peek(), others.peek()) {
+            let (from, to) = (first.max(other_first), last.min(other_last));
+            if from <= to {
+                both.push((from, to));
+            }
+            // What ends first meets nothing more.
+            if last < other_last {
+                own.next();
+            } else {
+                others.next();
+            }
+        }
+        Self(both)
+    }
+
     /// The numbers of this set that `other` does not have.
     pub(super) fn subtract(&self, other: &Self) -> Self {
         let mut left = Vec::new();
@@ -88,16 +107,19 @@ mod tests {
             let (all_left, all_right) = (numbers(&left), numbers(&right));
             prop_assert_eq!(numbers(&left.union(&right)), &all_left | &all_right);
             prop_assert_eq!(numbers(&left.subtract(&right)), &all_left - &all_right);
+            prop_assert_eq!(numbers(&left.intersection(&right)), &all_left & &all_right);
             for number in 0..50 {
                 prop_assert_eq!(left.contains(number), all_left.contains(&number));
             }
         }
 
         #[test]
-        fn they_are_the_fewest_in_order(parts in intervals()) {
-            let set = Intervals::from_unordered(parts);
-            prop_assert!(set.0.iter().all(|(first, last)| first <= last));
-            prop_assert!(set.0.windows(2).all(|pair| pair[0].1 + 1 < pair[1].0));
+        fn they_are_the_fewest_in_order(left in intervals(), right in intervals()) {
+            let (left, right) = (Intervals::from_unordered(left), Intervals::from_unordered(right));
+            for set in [left.union(&right), left.subtract(&right), left.intersection(&right), left] {
+                prop_assert!(set.0.iter().all(|(first, last)| first <= last));
+                prop_assert!(set.0.windows(2).all(|pair| pair[0].1 + 1 < pair[1].0));
+            }
         }
     }
 
@@ -107,5 +129,6 @@ mod tests {
         let end = Intervals::from_unordered(vec![(5, u64::MAX)]);
         assert_eq!(all.subtract(&end), Intervals::from_unordered(vec![(1, 4)]));
         assert!(all.subtract(&all).is_empty());
+        assert_eq!(all.intersection(&end), end);
     }
 }

@@ -1,5 +1,6 @@
 //! What a server has, what it received, and what it lacks of another: both flavors.
 
+mod binlog_start;
 mod history;
 mod intervals;
 mod mariadb;
@@ -14,6 +15,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use binlog_start::BinlogStart;
 pub use history::MariadbHistory;
 pub use mariadb::{BinlogState, GtidPosition, MariadbGtid};
 pub use mysql::{GtidRange, GtidSet};
@@ -93,6 +95,16 @@ impl Transactions {
         }
     }
 
+    /// Whether a transaction, in the flavor's notation, is certain to be here. Of MariaDB as far as its binlog shows: a base
+    /// says nothing of single ones. `None`: that is no transaction.
+    #[must_use]
+    pub fn shows(&self, gtid: &str) -> Option<bool> {
+        match self {
+            Self::Mysql(set) => gtid.parse().ok().map(|one| set.contains(&one)),
+            Self::Mariadb(history) => gtid.parse().ok().map(|gtid| history.shows(gtid)),
+        }
+    }
+
     /// What of `other` is not here.
     #[must_use]
     pub fn lacks(&self, other: &Self) -> Lacks {
@@ -133,22 +145,27 @@ impl Received {
         retrieved_gtid_set.parse().map(Self::Mysql)
     }
 
-    /// From the text of `Gtid_IO_Pos`, with `@@server_id` and `@@gtid_binlog_state` of the same server.
-    ///
-    /// A receiver skips transactions that bear its own server's id, and counts them all the same: where the
-    /// position names one that the binlog does not have, nothing is known of what was received.
+    /// From the text of `Gtid_IO_Pos`.
     ///
     /// # Errors
-    /// When a text is not what its variable holds.
-    pub fn parse_mariadb(
-        gtid_io_pos: &str,
-        own: ServerId,
-        gtid_binlog_state: &str,
-    ) -> Result<Self, ParseGtidError> {
-        let mut position: GtidPosition = gtid_io_pos.parse()?;
-        let state: BinlogState = gtid_binlog_state.parse()?;
-        position.retain(|gtid| gtid.server != own.0 || state.contains(gtid));
-        Ok(Self::Mariadb(position))
+    /// When the text is not a position.
+    pub fn parse_mariadb(gtid_io_pos: &str) -> Result<Self, ParseGtidError> {
+        gtid_io_pos.parse().map(Self::Mariadb)
+    }
+
+    /// What is known of it at the server `own`, which has `executed`.
+    ///
+    /// A MariaDB receiver skips transactions that bear its own server's id, and counts them all the same: where the
+    /// position names one that the binlog does not have, nothing is known of what was received.
+    #[must_use]
+    pub fn without_skipped(self, own: ServerId, executed: &Transactions) -> Self {
+        match (self, executed) {
+            (Self::Mariadb(mut position), Transactions::Mariadb(history)) => {
+                position.retain(|gtid| gtid.server != own.0 || history.state.contains(gtid));
+                Self::Mariadb(position)
+            }
+            (received, _) => received,
+        }
     }
 
     /// Whether nothing is known of what was received.

@@ -59,7 +59,9 @@ impl Server {
 
     fn received(&self) -> Received {
         let position = join(self.lines.iter().filter_map(|line| line.receiver_position));
-        Received::parse_mariadb(&position, ServerId(self.id), &self.history().state.to_string()).unwrap()
+        Received::parse_mariadb(&position)
+            .unwrap()
+            .without_skipped(ServerId(self.id), &self.transactions())
     }
 
     fn applied(&self) -> BTreeSet<MariadbGtid> {

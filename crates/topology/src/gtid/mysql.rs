@@ -135,20 +135,30 @@ impl GtidSet {
     /// The transactions of this set that are not in `other`.
     #[must_use]
     pub fn subtract(&self, other: &Self) -> Self {
-        let mut left = Self::default();
+        self.of_each_tag(other, Intervals::subtract)
+    }
+
+    /// The transactions of both.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        self.of_each_tag(other, Intervals::intersection)
+    }
+
+    /// What is left of the numbers of each server and tag, given those of `other`.
+    fn of_each_tag(&self, other: &Self, left: impl Fn(&Intervals, &Intervals) -> Intervals) -> Self {
+        let none = Intervals::default();
+        let mut all = Self::default();
         for (uuid, tags) in &self.sources {
             for (tag, intervals) in tags {
-                let rest = match other.sources.get(uuid).and_then(|tags| tags.get(tag)) {
-                    Some(taken) => intervals.subtract(taken),
-                    None => intervals.clone(),
-                };
+                let others = other.sources.get(uuid).and_then(|tags| tags.get(tag));
+                let rest = left(intervals, others.unwrap_or(&none));
                 if !rest.is_empty() {
-                    let rests = left.sources.entry(uuid.clone()).or_default();
+                    let rests = all.sources.entry(uuid.clone()).or_default();
                     rests.insert(tag.clone(), rest);
                 }
             }
         }
-        left
+        all
     }
 
     /// What of `other` is not here. Sets always know: the answer is never [`Lacks::Unknown`].
@@ -438,6 +448,7 @@ mod tests {
             let (all_left, all_right) = (members(&left), members(&right));
             prop_assert_eq!(members(&left.union(&right)), &all_left | &all_right);
             prop_assert_eq!(members(&left.subtract(&right)), &all_left - &all_right);
+            prop_assert_eq!(members(&left.intersection(&right)), &all_left & &all_right);
             prop_assert_eq!(left.contains(&right), all_left.is_superset(&all_right));
             prop_assert_eq!(left.lacks(&right).is_nothing(), all_left.is_superset(&all_right));
             prop_assert_eq!(left.count(), all_left.len() as u64);

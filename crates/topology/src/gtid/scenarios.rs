@@ -25,7 +25,7 @@ fn assert_unknown(answer: &Lacks, part: &str) {
 }
 
 fn received(gtid_io_pos: &str) -> Received {
-    Received::parse_mariadb(gtid_io_pos, ServerId(99), "").unwrap()
+    Received::parse_mariadb(gtid_io_pos).unwrap()
 }
 
 #[test]
@@ -205,7 +205,7 @@ fn a_received_position_of_another_server_proves_nothing_until_it_is_applied() {
 #[test]
 fn a_skipped_transaction_of_its_own_is_not_received() {
     // Server 1 follows with its old id: the position is at 0-1-22, what it skipped is nowhere.
-    let skipped = Received::parse_mariadb("0-1-22", ServerId(1), "0-1-19").unwrap();
+    let skipped = received("0-1-22").without_skipped(ServerId(1), &initialised("0-1-19"));
     assert!(skipped.is_empty());
     assert_unknown(
         &skipped.covers(&initialised("0-1-19"), &initialised("0-1-22")),
@@ -213,7 +213,7 @@ fn a_skipped_transaction_of_its_own_is_not_received() {
     );
     assert_unknown(&initialised("0-1-19").has_applied(&skipped), "does not tell");
     // It is harmless where the binlog has it.
-    let own = Received::parse_mariadb("0-1-19", ServerId(1), "0-1-19").unwrap();
+    let own = received("0-1-19").without_skipped(ServerId(1), &initialised("0-1-19"));
     assert_eq!(initialised("0-1-19").has_applied(&own), Lacks::Nothing);
 }
 

@@ -100,10 +100,10 @@ fn resume_master(situation: &Situation<'_>, id: &InstanceId) -> Vec<Step> {
         .filter(|acker| situation.acknowledges(acker) && situation.replicates(acker))
         .cloned()
         .collect();
-    if seen.read_only {
-        resume_writes(situation, id, member, seen, &acknowledging, &BTreeSet::new())
-    } else {
+    if seen.takes_writes {
         Vec::new()
+    } else {
+        resume_writes(situation, id, member, seen, &acknowledging, &BTreeSet::new())
     }
 }
 

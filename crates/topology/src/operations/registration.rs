@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{known, registered, replaying, whom};
+use super::{known, left_out, registered, replaying, whom};
 use crate::change::already_registered;
 use crate::cluster::Role;
 use crate::heal::resume_writes;
@@ -44,6 +44,9 @@ pub fn register(situation: &Situation<'_>, id: &InstanceId, role: Role) -> Resul
         ));
     }
     reasons.extend(replaying(situation, id));
+    if role != Role::Master || cluster.members.keys().any(|other| other != id) {
+        reasons.extend(left_out(situation, id));
+    }
     let identity = identity_of(situation, id, &mut reasons);
     if let Some(seen) = situation.observation(id) {
         reasons.extend(objections_to_registration(situation, id, role, seen));
@@ -163,7 +166,37 @@ fn objections_to_registration(
             format!("{why}: bring {master} back first"),
         ));
     }
+    if role != Role::Master {
+        reasons.extend(has_left_out(situation, id, seen));
+    }
     reasons
+}
+
+/// The reason that an instance has what the Master's data lacks on purpose. On MariaDB no comparison of the two shows it:
+/// both are past its number. What is not known may be there.
+fn has_left_out(situation: &Situation<'_>, id: &InstanceId, seen: &Observation) -> Option<Reason> {
+    let master = situation.master()?;
+    let reason = |message| Some(Reason::new("has_left_out", message));
+    let Some(masters) = situation.agent(master) else {
+        return reason(format!(
+            "the agent of the Master {master} is not heard, so that it is not known what was left out of its data: see to \
+             that agent"
+        ));
+    };
+    let own = situation.agent(id).map(|agent| &agent.left_out);
+    let lacks = |gtid: &String| own.is_some_and(|own| own.contains(gtid));
+    let left_out = masters.left_out.iter().filter(|gtid| !lacks(gtid));
+    let (gtid, is_here) = left_out
+        .map(|gtid| (gtid, seen.transactions.shows(gtid)))
+        .find(|(_, is_here)| *is_here != Some(false))?;
+    let what = if is_here.is_some() {
+        format!("{id} has {gtid}, which was left out")
+    } else {
+        format!("it is not known whether {id} has all that was left out ({gtid})")
+    };
+    reason(format!(
+        "{what} when the Master {master} was restored: make the data of {id} anew from that (`scale-out {id}`)"
+    ))
 }
 
 /// A new Master becomes writable and gets every member's replication account.
@@ -171,7 +204,7 @@ fn begin_as_master(situation: &Situation<'_>, id: &InstanceId) -> Result<Vec<Ste
     refuse_if_any(objections_to_writes(situation))?;
     let mut steps = Vec::new();
     if let (Some(member), Some(seen)) = (situation.member(id), situation.trusted(id)) {
-        if seen.read_only {
+        if !seen.takes_writes {
             steps.extend(resume_writes(
                 situation,
                 id,

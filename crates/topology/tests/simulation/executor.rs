@@ -224,15 +224,7 @@ fn asked_of_agents(world: &mut World, step: &Step) -> Result<(), String> {
     match step {
         Step::FenceAccount { account, .. } => {
             world.servers[at].locked.insert(account.0);
-            for server in &mut world.servers {
-                if let Some(link) = server
-                    .link
-                    .as_mut()
-                    .filter(|link| link.source == at && link.account == account.0)
-                {
-                    link.session = None;
-                }
-            }
+            end_sessions(world, at, account.0);
             Ok(())
         }
         Step::UnlockAccount { account, .. } => {
@@ -255,6 +247,14 @@ fn asked_of_agents(world: &mut World, step: &Step) -> Result<(), String> {
             }
             write_own(world, at, What::Account(account.0))
         }
+        Step::RemoveReplicationAccount { account, .. } => {
+            if !world.servers[at].has_account(account.0) {
+                return Ok(());
+            }
+            write_own(world, at, What::NoAccount(account.0))?;
+            end_sessions(world, at, account.0);
+            Ok(())
+        }
         Step::BeginFirstStart { .. } | Step::CreateApplication { .. } => write_own(world, at, What::Own),
         Step::FreeWaiters { .. } => {
             world.servers[at].commit(What::Own);
@@ -275,6 +275,14 @@ fn asked_of_agents(world: &mut World, step: &Step) -> Result<(), String> {
             Ok(())
         }
         other => panic!("{other} is not simulated"),
+    }
+}
+
+/// Whoever receives from the server with this account does so no more.
+fn end_sessions(world: &mut World, at: usize, account: u32) {
+    let links = world.servers.iter_mut().filter_map(|server| server.link.as_mut());
+    for link in links.filter(|link| link.source == at && link.account == account) {
+        link.session = None;
     }
 }
 

@@ -13,6 +13,8 @@ pub(crate) enum What {
     Write(u64),
     /// A replication account was made.
     Account(u32),
+    /// A replication account was removed.
+    NoAccount(u32),
     /// A write of our own.
     Own,
 }
@@ -164,7 +166,7 @@ impl Server {
         if self.source_side {
             let write = match what {
                 What::Write(write) => Some(write),
-                What::Account(_) | What::Own => None,
+                What::Account(_) | What::NoAccount(_) | What::Own => None,
             };
             self.waiters.push(Waiter {
                 position: self.binlog.len() - 1,
@@ -207,9 +209,12 @@ impl Server {
     }
 
     pub(crate) fn has_account(&self, account: u32) -> bool {
-        self.binlog
+        let last = self
+            .binlog
             .iter()
-            .any(|known| known.what == What::Account(account))
+            .rev()
+            .find(|known| known.what == What::Account(account) || known.what == What::NoAccount(account));
+        last.is_some_and(|known| known.what == What::Account(account))
     }
 
     /// Starting a thread while both are stopped: MariaDB drops what it received and did not apply.
@@ -274,6 +279,7 @@ impl Server {
             server_uuid: self.uuid_of_own(),
             uptime_seconds: (now - self.started) * crate::world::TICK_MILLISECONDS / 1000,
             read_only: self.read_only,
+            takes_writes: !self.read_only,
             transactions: self.transactions(),
             semi_sync: SemiSync {
                 source_enabled: self.source_side,

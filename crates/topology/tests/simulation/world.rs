@@ -402,7 +402,7 @@ impl World {
             .iter()
             .filter_map(|known| match known.what {
                 What::Write(write) => Some(write),
-                What::Account(_) | What::Own => None,
+                What::Account(_) | What::NoAccount(_) | What::Own => None,
             })
             .collect();
         let lost: Vec<u64> = self
@@ -452,6 +452,7 @@ impl World {
                     ServerState::Crashed
                 },
                 replaying: false,
+                left_out: Vec::new(),
                 detail: String::new(),
                 server_pid: None,
                 disk_free_bytes: 50,

@@ -1,9 +1,11 @@
 //! What makes an empty instance a running Slave: where its data comes from, and what follows.
 
+use std::collections::BTreeMap;
+
 use api::backup::{ScaleOutRequest, ScaleOutSource};
 use api::job::{Archive, RestoreSource, Work};
 use topology::gtid::Lacks;
-use topology::{Flavor, Incarnation, InstanceId, Reason, Refusal};
+use topology::{Cluster, Flavor, Incarnation, InstanceId, InstanceView, Reason, Refusal};
 
 use super::super::Stage;
 use super::super::rates::Rates;
@@ -84,6 +86,16 @@ pub(super) fn scale_out(facts: &Facts<'_>, request: &ScaleOutRequest) -> Result<
         stages,
         warnings,
     })
+}
+
+/// What a replay out of the store leaves out: what the Master's data is without, as its agent told last. A backup from
+/// before that does not know it. `None`: nobody told.
+pub(crate) fn left_out_of_master(
+    cluster: &Cluster,
+    views: &BTreeMap<InstanceId, InstanceView>,
+) -> Option<Vec<String>> {
+    let report = views.get(cluster.master()?)?.agent.as_ref()?;
+    Some(report.left_out.clone())
 }
 
 /// Straight from the running server.

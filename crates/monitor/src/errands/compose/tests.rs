@@ -46,6 +46,7 @@ fn seen(number: u16, role: Role, gtid: &str) -> Observation {
         server_uuid: None,
         uptime_seconds: 100,
         read_only: role != Role::Master,
+        takes_writes: role == Role::Master,
         transactions: Transactions::parse_mysql(gtid).unwrap(),
         replication: follows.then(|| Replication {
             source: address(1),
@@ -180,26 +181,17 @@ const FOUR: [Role; 4] = [Role::Master, Role::Standby, Role::Slave, Role::Unregis
 
 /// A restore that an agent has done.
 fn restored(from: RestoreSource, bytes_per_second: u64) -> JobDocument {
+    let work = Work::RestoreFull {
+        from,
+        discard: None,
+        foreign_cluster: false,
+        dry_run: false,
+    };
     JobDocument {
-        format: 1,
-        id: "job".parse().unwrap(),
-        work: Work::RestoreFull {
-            from,
-            discard: None,
-            foreign_cluster: false,
-            dry_run: false,
-        },
         state: JobState::Done,
-        step: String::new(),
-        done_bytes: 0,
-        total_bytes: None,
-        bytes_per_second: None,
-        seconds_left: None,
-        started: String::new(),
         ended: Some("2026-11-22T03:00:00Z".to_owned()),
-        outcome: String::new(),
-        warnings: Vec::new(),
         result: Some(serde_json::json!({ "bytes": bytes_per_second, "seconds": 1.0 })),
+        ..JobDocument::begun("job".parse().unwrap(), work, String::new())
     }
 }
 
@@ -356,22 +348,28 @@ fn a_donor_whose_server_cannot_be_cloned_there_is_copied_through_the_store() {
     );
 }
 
-#[test]
-fn an_instance_that_binlogs_are_replayed_into_is_not_filled_anew() {
-    let mut world = World::of(&THREE, &gtids(9));
-    world.add("d", 4, Role::Unregistered, "");
-    let mut report = AgentReport {
+/// Of an instance that binlogs are replayed into.
+fn agent_report() -> AgentReport {
+    AgentReport {
         at: Moment(Duration::from_secs(2)),
         incarnation: incarnation(4),
         state: ServerState::Running,
         replaying: true,
+        left_out: Vec::new(),
         detail: String::new(),
         server_pid: None,
         disk_free_bytes: 0,
         disk_total_bytes: 0,
         clock_ahead_milliseconds: 0,
         first_start: None,
-    };
+    }
+}
+
+#[test]
+fn an_instance_that_binlogs_are_replayed_into_is_not_filled_anew() {
+    let mut world = World::of(&THREE, &gtids(9));
+    world.add("d", 4, Role::Unregistered, "");
+    let mut report = agent_report();
     world.views.get_mut(&id("d")).unwrap().agent = Some(report.clone());
     assert_eq!(world.scale_out(None, None).unwrap_err(), ["replaying"]);
     report.replaying = false;
@@ -413,6 +411,21 @@ fn what_came_after_a_backup_is_replayed_before_the_master_is_asked_for_the_rest(
     let caught_up = place(&|stage| matches!(stage, Stage::CatchUp { .. }));
     let registered = place(&|stage| matches!(stage, Stage::Register { .. }));
     assert!(answers < caught_up && caught_up < registered, "{stages:?}");
+}
+
+#[test]
+fn a_replay_after_an_older_backup_leaves_out_what_the_master_is_without() {
+    let mut world = World::of(&THREE, &gtids(9));
+    let left_out = |world: &World| left_out_of_master(&world.cluster, &world.views);
+    assert_eq!(left_out(&world), None);
+    let gone = vec![format!("{UUID}:5")];
+    for (name, gone) in [("a", &gone), ("b", &Vec::new())] {
+        world.views.get_mut(&id(name)).unwrap().agent = Some(AgentReport {
+            left_out: gone.clone(),
+            ..agent_report()
+        });
+    }
+    assert_eq!(left_out(&world), Some(gone));
 }
 
 #[test]

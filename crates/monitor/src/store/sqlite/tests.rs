@@ -2,10 +2,11 @@
 
 use api::operation::OperationState;
 use api::routes::Phase;
-use topology::{Change, Cluster, Durability, Generation, Plan, Purpose, Role, Step};
+use topology::gtid::{MariadbHistory, Transactions};
+use topology::{Change, Cluster, Durability, Generation, InstanceId, Plan, Purpose, Role, Step};
 
 use super::*;
-use crate::store::Published;
+use crate::store::{Mark, Published};
 
 fn state(generation: u64) -> State {
     let id = "0f0e8400-e29b-41d4-a716-446655440000".parse().unwrap();
@@ -111,6 +112,28 @@ async fn a_new_store_is_empty_and_keeps_what_it_is_given() {
 }
 
 #[tokio::test]
+async fn a_mark_is_kept_until_it_is_replaced_or_forgotten() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(directory.path()).unwrap();
+    let id: InstanceId = "mysql-server-1".parse().unwrap();
+    let mark = |state: &str| Mark {
+        incarnation: "00000000-0000-4000-9000-000000000001".parse().unwrap(),
+        transactions: Transactions::Mariadb(MariadbHistory {
+            base: "".parse().unwrap(),
+            state: state.parse().unwrap(),
+        }),
+    };
+    for mark in [Some(mark("0-1-7")), Some(mark("0-1-9")), None] {
+        let write = Write {
+            marks: vec![(id.clone(), mark.clone())],
+            ..Write::default()
+        };
+        store.write(write).await.unwrap();
+        assert_eq!(store.load().await.unwrap().marks.get(&id), mark.as_ref());
+    }
+}
+
+#[tokio::test]
 async fn a_state_that_was_not_read_is_not_overwritten_and_nothing_else_of_that_write_stays() {
     let directory = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(directory.path()).unwrap();
@@ -184,6 +207,37 @@ async fn a_newer_format_is_refused_and_left_alone() {
         .pragma_query_value(None, "user_version", |row| row.get(0))
         .unwrap();
     assert_eq!(version, 99);
+}
+
+#[tokio::test]
+async fn an_older_state_is_brought_up_to_date_after_a_copy() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(directory.path()).unwrap();
+    store.write(state_write(0, 7)).await.unwrap();
+    drop(store);
+    let path = directory.path().join(FILE_NAME);
+    let format_in = |path: &Path| -> u32 {
+        let connection = Connection::open(path).unwrap();
+        connection
+            .query_row("SELECT format FROM state", [], |row| row.get(0))
+            .unwrap()
+    };
+    let connection = Connection::open(&path).unwrap();
+    let changed = connection
+        .execute(
+            "UPDATE state SET format = 1,
+                 document = replace(replace(document, '\"retired_accounts\":[],', ''), '\"format\":2', '\"format\":1')",
+            [],
+        )
+        .unwrap();
+    assert_eq!(changed, 1);
+    connection.pragma_update(None, "user_version", 2).unwrap();
+    drop(connection);
+
+    let store = SqliteStore::open(directory.path()).unwrap();
+    assert_eq!(store.load().await.unwrap().state, Some(state(7)));
+    assert_eq!(format_in(&path), STATE_FORMAT);
+    assert_eq!(format_in(&path.with_extension("sqlite.format-2")), 1);
 }
 
 #[tokio::test]

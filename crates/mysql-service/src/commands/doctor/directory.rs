@@ -1,21 +1,11 @@
 //! The directory of an `up` cluster: its settings, secrets, disk and ports.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::time::Duration;
 
-use instance::last_words;
 use mysql_client::credentials::SecretFile;
-use mysql_client::{Endpoint, Error, Server};
 use sandbox::layout::Layout;
-use sandbox::ports;
-use sandbox::settings::Settings;
 
-use super::Finding;
-
-/// Below this share of free space a warning is given, below the other a failure: a full disk stops a server.
-const LITTLE_SPACE_PERCENT: u64 = 20;
-const NO_SPACE_PERCENT: u64 = 5;
-const LOGIN_LIMIT: Duration = Duration::from_secs(5);
+use super::{Finding, instance, resources};
 
 /// Whether root can log in to each instance with the secrets of the directory, and why agents gave up.
 pub(super) async fn look_at_instances(layout: &Layout) -> Vec<Finding> {
@@ -27,34 +17,10 @@ pub(super) async fn look_at_instances(layout: &Layout) -> Vec<Finding> {
         return Vec::new();
     };
     let mut findings = Vec::new();
+    let place = layout.secret_file().display().to_string();
     for id in settings.instance_ids() {
-        match last_words::read(&layout.run_directory(&id)) {
-            Ok(None) => {}
-            Ok(Some(sentence)) => findings.push(Finding::fail(
-                format!("{id}: agent"),
-                format!("it gave up: {sentence}"),
-                "do as it says, and start it again",
-            )),
-            Err(error) => findings.push(Finding::warn(
-                format!("{id}: agent"),
-                format!("why it gave up cannot be read: {error}"),
-                "look as the user whom the directory belongs to",
-            )),
-        }
-        let Ok(root) = secrets.root() else { continue };
-        let endpoint = Endpoint::Socket(layout.socket(&id));
-        // One that does not run is told elsewhere.
-        if let Err(error @ Error::AccessDenied { .. }) = Server::connect(&endpoint, &root, LOGIN_LIMIT).await
-        {
-            findings.push(Finding::fail(
-                format!("{id}: secrets"),
-                format!("root_passwd does not fit the data: {error}"),
-                format!(
-                    "put the password back into {} with which the data was made",
-                    layout.secret_file().display()
-                ),
-            ));
-        }
+        let (run, socket) = (layout.run_directory(&id), layout.socket(&id));
+        findings.extend(instance::look_at(id.as_str(), &run, &socket, &secrets, &place).await);
     }
     findings
 }
@@ -94,9 +60,9 @@ pub(super) fn look(layout: &Layout) -> (Vec<Finding>, bool) {
         ),
     )];
     findings.extend(secrets(layout));
-    findings.push(disk(layout));
+    findings.push(resources::disk("disk", &[layout.directory()]));
     if !running {
-        findings.push(free_ports(&settings));
+        findings.push(resources::free_ports("ports", settings.ports()));
     }
     (findings, running)
 }
@@ -135,43 +101,4 @@ fn secrets(layout: &Layout) -> Vec<Finding> {
         }
     }
     findings
-}
-
-fn disk(layout: &Layout) -> Finding {
-    let space = match rustix::fs::statvfs(layout.directory()) {
-        Ok(space) => space,
-        Err(error) => {
-            return Finding::fail(
-                "disk",
-                format!("cannot be asked: {error}"),
-                "look at the file system",
-            );
-        }
-    };
-    let percent = space.f_bavail * 100 / space.f_blocks.max(1);
-    let gibibytes = space.f_bavail * space.f_frsize / (1 << 30);
-    let found = format!("{percent} % ({gibibytes} GiB) of the file system are free");
-    let next_step = "make room before the servers stop for want of it";
-    match percent {
-        ..NO_SPACE_PERCENT => Finding::fail("disk", found, next_step),
-        NO_SPACE_PERCENT..LITTLE_SPACE_PERCENT => Finding::warn("disk", found, next_step),
-        _ => Finding::ok("disk", found),
-    }
-}
-
-fn free_ports(settings: &Settings) -> Finding {
-    let taken: Vec<String> = settings
-        .ports()
-        .into_iter()
-        .filter(|(port, _)| !ports::is_free(*port))
-        .map(|(port, purpose)| format!("{port} ({purpose})"))
-        .collect();
-    if taken.is_empty() {
-        return Finding::ok("ports", "all that the cluster needs are free");
-    }
-    Finding::fail(
-        "ports",
-        format!("taken by other programs: {}", taken.join(", ")),
-        "stop them: `ss -ltnp` shows who they are",
-    )
 }

@@ -1,4 +1,4 @@
-//! Every server of the cluster: login, privileges, identity, clock, and the settings that decide whether an
+//! Every server of the cluster: login, version, privileges, identity, clock, and the settings that decide whether an
 //! acknowledged write survives.
 
 use std::collections::BTreeMap;
@@ -8,9 +8,9 @@ use api::cluster::{ClusterDocument, InstanceDocument};
 use mysql_client::credentials::Login;
 use mysql_client::{Endpoint, Error, Server};
 use topology::settings::{judged_settings, unsafe_settings};
-use topology::{Flavor, Role};
+use topology::{Flavor, Role, Version};
 
-use super::Finding;
+use super::{Finding, machine};
 
 /// What one call to a server may take.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -53,10 +53,24 @@ async fn look_at(
         }
     }
     Ok(vec![
+        version(id, flavor, server.version()),
         settings(id, flavor, instance.role, &values),
         privileges(id, flavor, &mut server).await?,
         clock(id, &mut server).await?,
     ])
+}
+
+/// A server that runs may be another than the one that is installed by now.
+fn version(id: &str, flavor: Flavor, version: Version) -> Finding {
+    let subject = format!("{id}: version");
+    if machine::is_tested(flavor, version) {
+        return Finding::ok(subject, format!("{flavor} {version}"));
+    }
+    Finding::warn(
+        subject,
+        format!("{flavor} {version}, with which this version of mysql-service was not tested"),
+        machine::UNTESTED,
+    )
 }
 
 /// Beside the settings that are judged: what tells who a server is and whether it takes writes.
@@ -185,15 +199,19 @@ async fn clock(id: &str, server: &mut Server) -> Result<Finding, Error> {
     let theirs: f64 = seconds.and_then(|text| text.parse().ok()).unwrap_or_default();
     let ours = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let apart = (ours.as_secs_f64() - theirs).abs();
+    Ok(judge_clock(id, apart))
+}
+
+fn judge_clock(id: &str, apart: f64) -> Finding {
     let subject = format!("{id}: clock");
     if apart <= CLOCK_LIMIT.as_secs_f64() {
-        return Ok(Finding::ok(subject, "agrees with this machine's"));
+        return Finding::ok(subject, "agrees with this machine's");
     }
-    Ok(Finding::warn(
+    Finding::warn(
         subject,
         format!("{apart:.1} s apart from this machine's"),
         "let both machines follow a time server (`timedatectl`)",
-    ))
+    )
 }
 
 /// Two servers with one identity: replication between them silently loses writes.
@@ -222,13 +240,25 @@ mod tests {
         let values: BTreeMap<String, String> = [
             ("log_bin", "ON"),
             ("binlog_format", "ROW"),
+            ("binlog_row_image", "FULL"),
+            ("binlog_checksum", "CRC32"),
             ("sync_binlog", "1"),
             ("innodb_flush_log_at_trx_commit", "1"),
             ("innodb_doublewrite", "ON"),
+            ("innodb_force_recovery", "0"),
             ("sync_relay_log", "1"),
             ("relay_log_recovery", "OFF"),
             ("log_slave_updates", "ON"),
             ("gtid_strict_mode", "ON"),
+            ("slave_exec_mode", "STRICT"),
+            ("slave_skip_errors", "OFF"),
+            ("slave_type_conversions", ""),
+            ("replicate_do_db", ""),
+            ("replicate_ignore_db", ""),
+            ("replicate_do_table", ""),
+            ("replicate_ignore_table", ""),
+            ("replicate_wild_do_table", ""),
+            ("replicate_wild_ignore_table", ""),
             ("rpl_semi_sync_master_wait_point", "AFTER_SYNC"),
             ("rpl_semi_sync_master_wait_no_slave", "ON"),
             ("rpl_semi_sync_master_timeout", "18446744073709551615"),
@@ -238,7 +268,8 @@ mod tests {
         .into();
         let judge =
             |values: &BTreeMap<String, String>| settings("a", Flavor::Mariadb, Role::Slave, values).level;
-        assert_eq!(judge(&values), super::super::Level::Ok);
+        let found = settings("a", Flavor::Mariadb, Role::Slave, &values);
+        assert_eq!(found.level, super::super::Level::Ok, "{found:?}");
         for (name, value) in [
             ("sync_binlog", "0"),
             ("relay_log_recovery", "ON"),
@@ -265,6 +296,17 @@ mod tests {
         );
         let finding = judge_privileges("a", Flavor::Mysql, &grants[1..]);
         assert!(finding.next_step.contains("GRANT RELOAD ON *.*"), "{finding:?}");
+    }
+
+    #[test]
+    fn a_clock_that_is_apart_and_a_version_that_was_not_tested_are_warned_of() {
+        use super::super::Level;
+        assert_eq!(judge_clock("a", 0.9).level, Level::Ok);
+        assert_eq!(judge_clock("a", 1.2).level, Level::Warn);
+        let of = |text| version("a", Flavor::Mysql, Version::parse(text).unwrap());
+        assert_eq!(of("9.7.4").level, Level::Ok);
+        assert_eq!(of("8.4.0").level, Level::Warn);
+        assert!(of("8.4.0").found.contains("8.4.0"));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! `mariadb-backup` as a child: its login, its stream, its log, and whether it did what it was asked.
+//! `mariadb-backup` or Percona's `xtrabackup` as a child: its login, its stream, its log, and whether it did what it was
+//! asked. They are of one descent and speak in the same words; where they differ, it stands side by side here.
 
 use std::ffi::OsString;
 use std::fs;
@@ -7,16 +8,41 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
+use backup::manifest::{MARIADB_BACKUP, XTRABACKUP};
 use mysql_client::credentials::Login;
 
 use super::{JobError, Tools};
 use crate::binaries::Binaries;
+use crate::config::InstanceConfig;
+use crate::error_log;
 use crate::files;
-use crate::server::{self, Exit, Process};
+use crate::server::{Exit, Process};
+use crate::xtrabackup::VERSION_LIMIT;
+use crate::xtrabackup::Xtrabackup;
 
-/// The tool of the installed server.
+/// Which tool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// MariaDB's.
+    MariadbBackup,
+    /// Percona's, for MySQL.
+    Xtrabackup,
+}
+
+impl Kind {
+    /// Its name, which is also that of its group in option files.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::MariadbBackup => MARIADB_BACKUP,
+            Self::Xtrabackup => XTRABACKUP,
+        }
+    }
+}
+
+/// The tool for the installed server.
 #[derive(Debug, Clone)]
 pub(crate) struct Tool {
+    pub(crate) kind: Kind,
     pub(crate) program: PathBuf,
     /// As it says itself.
     pub(crate) version: String,
@@ -32,32 +58,27 @@ const END_LIMIT: Duration = Duration::from_mins(1);
 const OPEN_FILES: u32 = 65_535;
 
 impl Tool {
-    /// Finds the tool beside the server, else on the PATH.
+    /// Finds MariaDB's tool beside the server, else on the PATH.
     ///
     /// # Errors
     /// When it is not there, or does not run.
     pub(crate) async fn find(tools: &Tools) -> Result<Self, JobError> {
         let program = Self::program(&tools.binaries).map_err(|error| JobError::Refused(error.to_string()))?;
         let version = version(tools, &program).await?;
-        Ok(Self { program, version })
+        Ok(Self {
+            kind: Kind::MariadbBackup,
+            program,
+            version,
+        })
     }
 
-    /// The tool's program, beside the server, else on the PATH.
+    /// MariaDB's program, beside the server, else on the PATH.
     ///
     /// # Errors
     /// When it is not installed.
     pub(crate) fn program(binaries: &Binaries) -> anyhow::Result<PathBuf> {
-        let beside = binaries.server.parent();
-        let above = beside.and_then(Path::parent).map(|above| above.join("bin"));
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let folders = beside
-            .map(Path::to_path_buf)
-            .into_iter()
-            .chain(above)
-            .chain(std::env::split_paths(&path));
-        folders
-            .flat_map(|folder| ["mariadb-backup", "mariabackup"].map(|name| folder.join(name)))
-            .find(|path| path.is_file())
+        binaries
+            .tool(&["mariadb-backup", "mariabackup"])
             .context("mariadb-backup is not installed here; `apt-get install mariadb-backup` installs it")
     }
 
@@ -72,22 +93,13 @@ impl Tool {
         log: &Path,
     ) -> anyhow::Result<Streaming> {
         let config = &tools.config;
-        let login = LoginFile::write(tools, &tools.secrets.root()?)?;
-        let arguments = [
-            option("--defaults-file", login.path.as_os_str()),
-            "--backup".into(),
-            "--stream=xbstream".into(),
-            option(
-                "--target-dir",
-                config.temporary().join("mariadb-backup").as_os_str(),
-            ),
-            format!("--parallel={readers}").into(),
-            format!("--open-files-limit={OPEN_FILES}").into(),
-        ];
+        let login = LoginFile::write(tools, self.kind, &tools.secrets.root()?)?;
+        let arguments = arguments(self.kind, &login.path, config, readers);
         let launcher = tools.launcher.bound_to_work_in(&config.data_directory);
         let (process, output) = launcher.start_piped(&self.program, &arguments, log).await?;
         widen(&output);
         Ok(Streaming {
+            kind: self.kind,
             process,
             output: Some(output),
             log: log.to_path_buf(),
@@ -105,8 +117,36 @@ impl Tool {
     }
 }
 
+impl From<Xtrabackup> for Tool {
+    fn from(found: Xtrabackup) -> Self {
+        Self {
+            kind: Kind::Xtrabackup,
+            program: found.program,
+            version: found.version.to_string(),
+        }
+    }
+}
+
+fn arguments(kind: Kind, login: &Path, config: &InstanceConfig, readers: usize) -> Vec<OsString> {
+    let mut arguments = vec![
+        option("--defaults-file", login.as_os_str()),
+        "--backup".into(),
+        "--stream=xbstream".into(),
+        option("--target-dir", config.temporary().join(kind.name()).as_os_str()),
+        format!("--parallel={readers}").into(),
+        format!("--open-files-limit={OPEN_FILES}").into(),
+    ];
+    if kind == Kind::Xtrabackup {
+        arguments.push(option("--datadir", config.data_directory.as_os_str()));
+        // It would ask its makers whether there is a newer one. Builds without that do not know the option.
+        arguments.push("--loose-no-version-check".into());
+    }
+    arguments
+}
+
 /// A backup that is being streamed. Dropping it ends it.
 pub(crate) struct Streaming {
+    kind: Kind,
     process: Process,
     output: Option<PipeReader>,
     log: PathBuf,
@@ -122,7 +162,8 @@ impl Streaming {
     /// Ends it, for whatever reason.
     pub(crate) fn kill(&self) {
         if let Err(error) = self.process.signal(rustix::process::Signal::KILL) {
-            tracing::warn!(pid = self.process.pid(), %error, "cannot end mariadb-backup");
+            let tool = self.kind.name();
+            tracing::warn!(pid = self.process.pid(), %error, "cannot end {tool}");
         }
     }
 
@@ -131,7 +172,7 @@ impl Streaming {
     /// # Errors
     /// With the tool's last words.
     pub(crate) async fn succeeded(&self) -> anyhow::Result<()> {
-        judge(&self.process, &self.log).await
+        judge(&self.process, self.kind.name(), &self.log).await
     }
 }
 
@@ -145,7 +186,7 @@ impl Drop for Streaming {
 ///
 /// # Errors
 /// With the tool's last words.
-pub(crate) async fn judge(process: &Process, log: &Path) -> anyhow::Result<()> {
+pub(crate) async fn judge(process: &Process, tool: &str, log: &Path) -> anyhow::Result<()> {
     let exit = process.wait_within(END_LIMIT).await;
     let text = fs::read(log).with_context(|| format!("read the tool's log `{}`", log.display()))?;
     let text = String::from_utf8_lossy(&text);
@@ -161,9 +202,9 @@ pub(crate) async fn judge(process: &Process, log: &Path) -> anyhow::Result<()> {
         None => format!("did not end within {} s of its stream", END_LIMIT.as_secs()),
     };
     Err(anyhow!(
-        "mariadb-backup {what}; its last words (all of them: `{}`):\n{}",
+        "{tool} {what}; its last words (all of them: `{}`):\n{}",
         log.display(),
-        server::log_tail(log, 0, 5).join("\n")
+        error_log::tail(log, 0, error_log::ERROR_LINES).join("\n")
     ))
 }
 
@@ -173,10 +214,11 @@ struct LoginFile {
 }
 
 impl LoginFile {
-    fn write(tools: &Tools, login: &Login) -> anyhow::Result<Self> {
+    fn write(tools: &Tools, kind: Kind, login: &Login) -> anyhow::Result<Self> {
         let path = tools.config.run_directory.join("backup-login.cnf");
         let text = format!(
-            "[mariadb-backup]\nuser={}\npassword={}\nsocket={}\n",
+            "[{}]\nuser={}\npassword={}\nsocket={}\n",
+            kind.name(),
             quoted(&login.user)?,
             quoted(login.password.expose())?,
             quoted(&tools.config.socket().display().to_string())?,
@@ -211,7 +253,7 @@ fn quoted(text: &str) -> anyhow::Result<String> {
             '\r' => quoted.push_str(r"\r"),
             '\t' => quoted.push_str(r"\t"),
             '\u{8}' => quoted.push_str(r"\b"),
-            '\0' => bail!("a password with a NUL cannot be given to mariadb-backup"),
+            '\0' => bail!("a password with a NUL cannot be given to a backup tool"),
             other => quoted.push(other),
         }
     }
@@ -240,7 +282,13 @@ async fn version(tools: &Tools, program: &Path) -> anyhow::Result<String> {
     files::remove_durably(&log).with_context(|| format!("remove `{}`", log.display()))?;
     let arguments = ["--no-defaults".into(), "--version".into()];
     let process = tools.launcher.start(program, &arguments, &log).await?;
-    let exit = process.wait().await;
+    let Some(exit) = process.wait_within(VERSION_LIMIT).await else {
+        process.kill().await.context("end the tool")?;
+        bail!(
+            "`{}` did not say its version in time and was ended",
+            program.display()
+        );
+    };
     let text = fs::read_to_string(&log).with_context(|| format!("read `{}`", log.display()))?;
     files::remove_durably(&log).with_context(|| format!("remove `{}`", log.display()))?;
     // `mariadb-backup based on MariaDB server 10.11.19-MariaDB debian-linux-gnu (x86_64)`.
@@ -260,6 +308,40 @@ async fn version(tools: &Tools, program: &Path) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_tools_are_told_the_same_but_for_what_is_xtrabackups() {
+        let config = InstanceConfig::parse(
+            "id = \"a\"\naddress = \"127.0.0.1:3306\"\nagent_listen = \"127.0.0.1:3411\"\n",
+        )
+        .unwrap();
+        let of = |kind| arguments(kind, Path::new("/run/login.cnf"), &config, 2);
+        let mariadb = of(Kind::MariadbBackup);
+        // An option file is taken as the first argument only.
+        assert_eq!(
+            mariadb,
+            [
+                "--defaults-file=/run/login.cnf",
+                "--backup",
+                "--stream=xbstream",
+                "--target-dir=/var/lib/mysql_slow/tmp/mariadb-backup",
+                "--parallel=2",
+                "--open-files-limit=65535",
+            ]
+        );
+        let xtrabackup = of(Kind::Xtrabackup);
+        assert_eq!(xtrabackup[..3], mariadb[..3]);
+        assert_eq!(
+            xtrabackup[3..],
+            [
+                "--target-dir=/var/lib/mysql_slow/tmp/xtrabackup",
+                "--parallel=2",
+                "--open-files-limit=65535",
+                "--datadir=/var/lib/mysql",
+                "--loose-no-version-check",
+            ]
+        );
+    }
 
     #[test]
     fn any_password_fits_into_an_option_file() {

@@ -1,0 +1,139 @@
+//! An instance of this machine: why its agent gave up, whether its secrets fit its data, and what it needs.
+
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use instance::config::InstanceConfig;
+use instance::{last_words, server};
+use mysql_client::credentials::SecretFile;
+use mysql_client::{Endpoint, Error, Server};
+use sandbox::ports;
+
+use super::{Finding, resources};
+use crate::commands::work;
+use crate::failure::{Failure, chain};
+
+const LOGIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// This machine's own, where its configuration is found.
+pub(super) async fn look(config: &Path) -> Vec<Finding> {
+    if !work::is_configured(config) {
+        return Vec::new();
+    }
+    let subject = "this machine's instance";
+    let config = match work::configuration_here(config) {
+        Ok(config) => config,
+        Err(Failure::Usage(error)) => {
+            return vec![Finding::fail(subject, chain(&error), "correct the configuration")];
+        }
+        Err(failure) => return vec![Finding::fail(subject, format!("{failure:?}"), "correct it")],
+    };
+    let mut findings = Vec::new();
+    match SecretFile::load(config.secret_file.as_deref()) {
+        Ok((secrets, warnings)) => {
+            findings.extend(
+                warnings
+                    .iter()
+                    .map(|warning| Finding::warn("secrets", warning.to_string(), "change it as it says")),
+            );
+            let place = match &config.secret_file {
+                Some(file) => file.display().to_string(),
+                None => "the environment".to_owned(),
+            };
+            let (run, socket) = (&config.run_directory, config.socket());
+            findings.extend(look_at(config.id.as_str(), run, &socket, &secrets, &place).await);
+        }
+        Err(error) => findings.push(Finding::fail(
+            "secrets",
+            error.to_string(),
+            "put the right file there",
+        )),
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(
+            config.id.as_str(),
+            "its configuration and its secrets are in order",
+        ));
+    }
+    findings.extend(needs(&config));
+    findings
+}
+
+/// Room, and what it needs to be started where nobody listens on the agent's port: elsewhere the ports are its own.
+fn needs(config: &InstanceConfig) -> Vec<Finding> {
+    let id = &config.id;
+    let directories = [
+        config.data_directory.as_path(),
+        &config.binlog_directory,
+        &config.relay_log_directory,
+    ];
+    let mut findings = vec![resources::disk(&format!("{id}: disk"), &directories)];
+    if !ports::is_free(config.agent_listen.port()) {
+        return findings;
+    }
+    findings.push(if has_server(config) {
+        Finding::warn(
+            format!("{id}: agent"),
+            "it does not run, and its server does",
+            "start the agent, which takes the server over; leave the server alone",
+        )
+    } else {
+        let admin = config.admin_port.map(|port| (port, "administration".to_owned()));
+        let wanted = [(config.address.port(), "the server".to_owned())];
+        resources::free_ports(&format!("{id}: ports"), wanted.into_iter().chain(admin))
+    });
+    findings
+}
+
+/// Whether the instance's own server runs: it outlives its agent. Processes of other users are not seen, and a server
+/// that starts has no socket yet.
+fn has_server(config: &InstanceConfig) -> bool {
+    let processes = server::processes_in(&config.data_directory);
+    processes.is_ok_and(|found| !found.is_empty()) || UnixStream::connect(config.socket()).is_ok()
+}
+
+/// What an agent left, and whether root can log in with `secrets`, which are of `place`.
+pub(super) async fn look_at(
+    id: &str,
+    run_directory: &Path,
+    socket: &Path,
+    secrets: &SecretFile,
+    place: &str,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    match last_words::read(run_directory) {
+        Ok(None) => {}
+        Ok(Some(sentence)) => findings.push(Finding::fail(
+            format!("{id}: agent"),
+            format!("it gave up: {sentence}"),
+            "do as it says, and start it again",
+        )),
+        Err(error) => findings.push(Finding::warn(
+            format!("{id}: agent"),
+            format!("why it gave up cannot be read: {error}"),
+            "look as the user whom the directory belongs to",
+        )),
+    }
+    let root = match secrets.root() {
+        Ok(root) => root,
+        Err(error) => {
+            findings.push(Finding::fail(
+                format!("{id}: secrets"),
+                error.to_string(),
+                "do as it says",
+            ));
+            return findings;
+        }
+    };
+    let endpoint = Endpoint::Socket(socket.to_path_buf());
+    // One that does not run is told elsewhere.
+    if let Err(error @ Error::AccessDenied { .. }) = Server::connect(&endpoint, &root, LOGIN_LIMIT).await {
+        findings.push(Finding::fail(
+            format!("{id}: secrets"),
+            format!("root_passwd does not fit the data: {error}"),
+            format!("put the password back into {place} with which the data was made"),
+        ));
+    }
+    findings
+}
