@@ -5,6 +5,9 @@ port. A transaction is in the archive when the index object of its segment is th
 system gives it. On MariaDB the prober tells its transactions' GTIDs, and each is looked for; on MySQL the age of the
 oldest transaction of each segment is taken, by its commit time in the binlog, so that the figures are upper bounds.
 
+With `--switchovers` the roles move meanwhile, so that another server's binlogs are archived after each: what is put into the
+store, by all archivers, is held against the bytes of the Master's binlogs.
+
 Exit code 0: every promise was kept. 1: one was not; the cluster's directory stays. 2: bad options.
 """
 
@@ -13,16 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
 import ledger
-from cluster import Cluster, end_on_signals, find_binary
+from cluster import Cluster, find_binary, on_each_flavor
 from load import Load
 
 # From a commit until it is in a store on the same machine.
@@ -149,6 +150,42 @@ def largest_memory_bytes(cluster: Cluster) -> int:
     return max(peaks, default=0)
 
 
+def binlog_bytes(document: dict) -> int:
+    """Of the first instance, which has what everybody has."""
+    binlogs = Path(document["instances"][0]["data_directory"]).parent / "binlog"
+    return sum(path.stat().st_size for path in binlogs.iterdir() if path.suffix[1:].isdigit())
+
+
+def stored_bytes(cluster: Cluster) -> tuple[int, int]:
+    """Bytes of binlogs that all agents put into the store so far, and what they took there, index and all."""
+    instances = cluster.status()["instances"]
+    reports = [report for instance in instances if (report := instance["agent"].get("archive"))]
+    return tuple(sum(report[key] for report in reports) for key in ("archived_bytes", "stored_bytes"))
+
+
+def move_roles(cluster, options, before, began) -> Iterator[str]:
+    """Switchovers under load; what is not as promised."""
+    for _ in range(options.switchovers):
+        time.sleep(options.seconds / options.switchovers)
+        command = cluster.switchover()
+        if command.exit_code != 0:
+            raise SystemExit(f"switchover: {command.reason()}")
+        if problem := cluster.wait_until_ok():
+            raise SystemExit(problem)
+    time.sleep(options.seconds / options.switchovers)
+    command = cluster.run("backup", "incremental", "--dir", str(cluster.directory), "--yes", timeout_seconds=120)
+    if command.exit_code != 0:
+        raise SystemExit(f"backup incremental: {command.reason()}")
+    (raw, stored), logged = stored_bytes(cluster), binlog_bytes(cluster.document()) - began
+    raw, stored = raw - before[0], stored - before[1]
+    print(
+        f"{options.flavor}: {options.switchovers} switchovers, binlog {logged / 1e6:.1f} MB, archived {raw / 1e6:.1f} MB of it "
+        f"(ratio {raw / logged:.3f}), written to the store {stored / 1e6:.1f} MB: ratio {stored / logged:.3f}"
+    )
+    if stored / logged > BYTES_RATIO:
+        yield f"{options.flavor}: {stored / logged:.3f} bytes for a byte of binlog, promised {BYTES_RATIO}"
+
+
 def run(options: argparse.Namespace, directory: Path) -> list[str]:
     cluster = Cluster(directory / "cluster", find_binary(options.binary), options.flavor, options.port_base)
     with cluster.running():
@@ -159,8 +196,12 @@ def run(options: argparse.Namespace, directory: Path) -> list[str]:
         before = wait_for_archiver(cluster)
         # What preparing wrote is none of the load's.
         begin = time.time() + 3
+        began = binlog_bytes(document)
+        stored_before = stored_bytes(cluster)
         with load:
             time.sleep(3)
+            if options.switchovers:
+                return [*move_roles(cluster, options, stored_before, began)]
             with Prober(document) as prober:
                 time.sleep(options.seconds)
         probes = [probe for probe in prober.probes if probe.committed > begin]
@@ -201,6 +242,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=4, help="sysbench's connections (default: 4)")
     parser.add_argument("--tables", type=int, default=4)
     parser.add_argument("--rows", type=int, default=10000, help="rows in each table")
+    parser.add_argument("--switchovers", type=int, default=0, help="in that time; only the bytes are measured then")
     parser.add_argument("--port-base", type=int, default=25300)
     parser.add_argument("--directory", help="where the clusters are made (default: the system's temporary directory)")
     parser.add_argument("--binary", help="the mysql-service to use (default: a release build of this checkout)")
@@ -208,20 +250,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.seconds < 5:
         parser.error("--seconds must be at least 5")
-    end_on_signals()
-    failed = False
-    for flavor in ["mariadb", "mysql"] if options.flavor == "both" else [options.flavor]:
-        directory = Path(tempfile.mkdtemp(prefix=f"archive-{flavor}-", dir=options.directory))
-        wrong = run(argparse.Namespace(**{**vars(options), "flavor": flavor}), directory)
-        for sentence in wrong:
-            print(f"NOT AS PROMISED: {sentence}")
-        if wrong or options.keep:
-            print(f"kept: {directory}")
-        else:
-            shutil.rmtree(directory)
-        failed |= bool(wrong)
-        print()
-    return 1 if failed else 0
+    return on_each_flavor(options, "archive", run)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Callable, Iterator, NamedTuple
 
 import pymysql
 
@@ -24,6 +27,9 @@ START_SECONDS = 120
 
 # How long a cluster may take to be OK again after faults have ended.
 HEAL_SECONDS = 120
+
+# What went wrong, of one cluster: nobody reads thousands of lines.
+MOST_SENTENCES = 20
 
 
 class Command(NamedTuple):
@@ -151,6 +157,35 @@ def end_on_signals() -> None:
 
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, end)
+
+
+def on_each_flavor(
+    options: argparse.Namespace,
+    name: str,
+    run: Callable[[argparse.Namespace, Path], list[str]],
+    right: str = "",
+) -> int:
+    """Runs on each wanted family, in a directory that stays when something was not as promised; the exit code."""
+    end_on_signals()
+    failed = False
+    for flavor in ["mariadb", "mysql"] if options.flavor == "both" else [options.flavor]:
+        directory = Path(tempfile.mkdtemp(prefix=f"{name}-{flavor}-", dir=options.directory))
+        # The servers run as another user when this one is root.
+        directory.chmod(0o755)
+        wrong = run(argparse.Namespace(**{**vars(options), "flavor": flavor}), directory)
+        for sentence in wrong[:MOST_SENTENCES]:
+            print(f"NOT AS PROMISED: {sentence}")
+        if len(wrong) > MOST_SENTENCES:
+            print(f"NOT AS PROMISED: and {len(wrong) - MOST_SENTENCES} more")
+        if not wrong and right:
+            print(f"{flavor}: {right}", flush=True)
+        if wrong or options.keep:
+            print(f"kept: {directory}", flush=True)
+        else:
+            shutil.rmtree(directory)
+        failed |= bool(wrong)
+        print(flush=True)
+    return 1 if failed else 0
 
 
 @contextmanager

@@ -8,6 +8,7 @@ nothing with the service's own reading of binlogs.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Iterable, Iterator
@@ -92,17 +93,27 @@ class History:
         """The ledger after so many transactions."""
         return [row for transaction in self.transactions[:count] for row in transaction.rows]
 
+    def prefix_of(self, rows: list[Row], least: int, most: int) -> int | None:
+        """The first prefix of so many transactions, at least and at most, that has exactly these rows."""
+        wanted = Counter(rows)
+        wanted.subtract(self.rows(least))
+        for count in range(least, most + 1):
+            if not any(wanted.values()):
+                return count
+            if count < most:
+                wanted.subtract(self.transactions[count].rows)
+        return None
+
     def base(self, position: str) -> int:
-        """How many transactions a full backup with this position has. Its set must be a beginning of the history."""
+        """How many transactions a full backup with this position has. Its set must be a beginning of the history; only what
+        has no rows may be absent from it: a clone of MySQL lacks a `FLUSH STATUS` that was logged while it was made, of which
+        InnoDB has nothing."""
         if ":" not in position:
             return max((self.up_to_gtid(gtid) for gtid in position.split(",") if gtid in self.places), default=0)
         intervals = parse_set(position)
-        count = 0
-        for transaction in self.transactions:
-            if not contains(intervals, transaction.gtid):
-                break
-            count += 1
-        if any(contains(intervals, transaction.gtid) for transaction in self.transactions[count:]):
+        has = [contains(intervals, transaction.gtid) for transaction in self.transactions]
+        count = max((place + 1 for place, one in enumerate(has) if one), default=0)
+        if any(not one and transaction.rows for one, transaction in zip(has[:count], self.transactions)):
             raise ValueError(f"{position} is not a beginning of the history")
         return count
 

@@ -81,6 +81,18 @@ class Targets(unittest.TestCase):
         for time, count in [(9, 0), (10, 1), (19, 1), (20, 3), (39, 3), (40, 4), (99, 4)]:
             self.assertEqual(self.history.up_to_time(time), count, time)
 
+    def test_rows_tell_which_prefix_they_are(self):
+        whole = len(self.history.transactions)
+        for count in range(whole + 1):
+            rows = list(reversed(self.history.rows(count)))
+            found = self.history.prefix_of(rows, 0, whole)
+            self.assertEqual(self.history.rows(found), self.history.rows(count))
+            self.assertIsNone(self.history.prefix_of([*rows, Row(9, 9)], 0, whole))
+            if rows:
+                self.assertIsNone(self.history.prefix_of([*rows, rows[0]], 0, whole), "a row twice")
+        self.assertIsNone(self.history.prefix_of(self.history.rows(whole), 0, 1), "not within the bounds")
+        self.assertIsNone(self.history.prefix_of([], 1, whole), "not within the bounds")
+
     def test_a_gtid_is_with_it(self):
         self.assertEqual(self.history.rows(self.history.up_to_gtid("u:2")), [Row(1, 1), Row(1, 2)])
 
@@ -88,6 +100,11 @@ class Targets(unittest.TestCase):
         self.assertEqual(self.history.base("u:1-3,v:1"), 3)
         with self.assertRaises(ValueError):
             self.history.base("u:1:3")
+
+    def test_a_backup_may_lack_what_has_no_rows(self):
+        history = History([Transaction("u:1", 1, [Row(1, 1)]), Transaction("u:2", 2), Transaction("u:3", 3, [Row(1, 2)])])
+        self.assertEqual(history.base("u:1:3"), 3)
+        self.assertEqual(history.base("u:1"), 1)
 
     def test_sets_are_read(self):
         self.assertEqual(parse_set("a:1-3:7,\nb:5"), {"a": [(1, 3), (7, 7)], "b": [(5, 5)]})
