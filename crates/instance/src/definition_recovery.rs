@@ -26,7 +26,7 @@ pub(crate) async fn before_start(
     let config = &starter.config;
     prepare_directories(config, &starter.launcher)?;
     // What is left of an event at the end of the binlog says nothing.
-    starter.mend_binlog()?;
+    starter.mend_after_kill()?;
     let look = || {
         recovered_definition::look(
             &config.binlog_directory,

@@ -24,6 +24,7 @@ pub mod data_directory;
 mod definition_recovery;
 mod donations;
 mod driver;
+mod empty_source_note;
 mod error_log;
 pub mod exec_server;
 mod fence;

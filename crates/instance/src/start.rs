@@ -15,6 +15,7 @@ use crate::binaries::Binaries;
 use crate::closed_binlog;
 use crate::config::InstanceConfig;
 use crate::configuration_file::{self, Purpose, Settings};
+use crate::empty_source_note;
 use crate::error_log;
 use crate::first_start::Wishes;
 use crate::identity::Identity;
@@ -82,7 +83,7 @@ impl Starter {
             configuration_file::check_extra_settings(directory, config.backup_store.is_some())?;
         }
         self.remove_stale_socket_lock()?;
-        self.mend_binlog()?;
+        self.mend_after_kill()?;
         let settings = configuration_file::render(&Settings {
             config,
             flavor: self.binaries.flavor,
@@ -106,14 +107,24 @@ impl Starter {
             .await
     }
 
-    /// Cuts off what a kill left of an event at the end of the newest binlog.
+    /// Takes away what a kill left half done in MariaDB's files, and what the server itself does not mend: of an event
+    /// at the end of the newest binlog, and of the note of whom it follows.
     ///
     /// # Errors
-    /// When it cannot be read or written.
-    pub(crate) fn mend_binlog(&self) -> anyhow::Result<()> {
-        if self.binaries.flavor == Flavor::Mariadb
-            && let Some(torn) =
-                torn_binlog::mend(&self.config.binlog_directory).context("look at the newest binlog")?
+    /// When a file cannot be read or written.
+    pub(crate) fn mend_after_kill(&self) -> anyhow::Result<()> {
+        if self.binaries.flavor != Flavor::Mariadb {
+            return Ok(());
+        }
+        if empty_source_note::remove(&self.config.data_directory)
+            .context("look at whom the server follows")?
+        {
+            tracing::warn!(
+                "the server was killed when it was about to follow another one; its empty note of that was removed"
+            );
+        }
+        if let Some(torn) =
+            torn_binlog::mend(&self.config.binlog_directory).context("look at the newest binlog")?
         {
             tracing::warn!(
                 file = %torn.file.display(), end = torn.end, bytes = torn.bytes,

@@ -207,6 +207,25 @@ async fn a_server_that_asks_for_it_is_started_again() {
     assert!(agent.log().contains("asked to be started again"));
 }
 
+/// MariaDB alone notes whom it follows in a file.
+#[tokio::test]
+async fn a_server_killed_when_it_was_about_to_follow_another_does_so_when_it_is_told_again() {
+    let agent = TestAgent::start(Setup::of(Flavor::Mariadb)).await;
+    let server = agent.server().await;
+    // As `CHANGE MASTER` leaves it for some milliseconds.
+    std::fs::write(agent.path("data/master.info"), "").unwrap();
+    server.signal(Signal::KILL).unwrap();
+    agent.until_another_runs(&server).await;
+    let mut dba = agent.dba().await;
+    let nowhere = "127.0.0.1:1".parse().unwrap();
+    dba.point_at(&nowhere, &agent.secrets.repl().unwrap())
+        .await
+        .unwrap();
+    let seen = dba.observe(Depth::Ordinary).await.unwrap();
+    assert_eq!(seen.replication.unwrap().source, nowhere);
+    assert!(agent.log().contains("its empty note of that was removed"));
+}
+
 async fn an_agent_keeps_no_freed_memory_and_its_server_is_told_nothing_of_that(flavor: Flavor) {
     let mut agent = TestAgent::start(Setup::of(flavor)).await;
     let server = agent.server().await;
