@@ -39,6 +39,7 @@ use crate::clock::Clock;
 use crate::config::BackupConfig;
 use crate::errands::Errand;
 use crate::errands::catalogue::CatalogueHandle;
+use crate::errands::removal::Removal;
 use crate::errands::runner::News;
 use crate::errands::schedule::{ScheduleName, Settled, is_prune_owed};
 use crate::executor::{Failure, Lost, Note, Outcome, Surroundings};
@@ -351,10 +352,8 @@ pub(crate) struct Controller<S> {
     settled: BTreeMap<ScheduleName, Settled>,
     schedules: Vec<ScheduleDocument>,
     schedules_looked_at: Moment,
-    /// A backup was made after which nothing was removed yet.
-    prune_owed: bool,
-    /// When an agent refused that removal last.
-    prune_refused: Option<Moment>,
+    /// What is removed after a backup.
+    removal: Removal,
     /// Switchovers for which backups are being ended.
     making_way: usize,
     stopping: bool,
@@ -394,8 +393,7 @@ impl<S: Store> Controller<S> {
             catalogue: parts.catalogue,
             errands: BTreeMap::new(),
             agents_jobs: BTreeMap::new(),
-            prune_owed: is_prune_owed(&parts.loaded.results),
-            prune_refused: None,
+            removal: Removal::new(is_prune_owed(&parts.loaded.results)),
             results: parts.loaded.results,
             settled: parts.loaded.settled,
             schedules: Vec::new(),

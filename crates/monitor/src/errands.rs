@@ -14,6 +14,7 @@ pub(crate) mod catalogue;
 pub(crate) mod compose;
 pub(crate) mod problems;
 pub(crate) mod rates;
+pub(crate) mod removal;
 pub(crate) mod runner;
 pub(crate) mod schedule;
 

@@ -491,8 +491,8 @@ impl<S: Store> Controller<S> {
         self.publish_snapshot();
         if running.errand.made.is_some() && state == OperationState::Done {
             self.prune_after_backup().await?;
-        } else if is_own_removal && state == OperationState::Refused {
-            self.on_prune_refused();
+        } else if is_own_removal {
+            self.on_own_removal_ended(state);
         }
         Ok(())
     }

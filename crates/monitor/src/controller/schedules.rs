@@ -1,6 +1,7 @@
 //! What the monitor does by itself at its times: backups, their checks, and removing what is too old.
 
 use api::backup::{BackupRequest, PruneRequest, ScheduleDocument, VerifyRequest};
+use api::operation::OperationState;
 use jiff::Timestamp;
 use topology::Purpose;
 
@@ -12,9 +13,6 @@ use crate::store::{Store, StoreError, Write};
 
 /// How often schedules are looked at, at most.
 const PERIOD: std::time::Duration = std::time::Duration::from_secs(1);
-
-/// After how long an agent is asked again for a removal that it refused: somebody reads the store whom only it sees.
-const PRUNE_AGAIN: std::time::Duration = std::time::Duration::from_mins(1);
 
 impl<S: Store> Controller<S> {
     /// Begins what is due, as soon as nothing is in its way.
@@ -157,17 +155,22 @@ impl<S: Store> Controller<S> {
     /// Removes what is too old after a full backup, where it was said what that is: now, or as soon as nothing is in its
     /// way.
     pub(super) async fn prune_after_backup(&mut self) -> anyhow::Result<()> {
-        self.prune_owed = true;
+        self.removal.owe();
         if let Some(why) = self.begin_owed_prune().await? {
             tracing::warn!("old backups are not removed now: {why}; they are afterwards");
         }
         Ok(())
     }
 
-    /// An agent did not remove what is too old: it still is to be.
-    pub(super) fn on_prune_refused(&mut self) {
-        self.prune_owed = true;
-        self.prune_refused = Some(self.now());
+    /// A removal that the monitor began has ended: if nothing came of it, it still is to be, unless a person ended it.
+    pub(super) fn on_own_removal_ended(&mut self, state: OperationState) {
+        let now = self.now();
+        match state {
+            OperationState::Done => self.removal.done(),
+            OperationState::Failed => self.removal.failed(now),
+            OperationState::Refused => self.removal.refused(now),
+            _ => {}
+        }
     }
 
     async fn prune_if_owed(&mut self) -> anyhow::Result<()> {
@@ -179,16 +182,13 @@ impl<S: Store> Controller<S> {
     async fn begin_owed_prune(&mut self) -> anyhow::Result<Option<String>> {
         let config = &self.backup_config;
         let wanted = config.prune_after_full && (config.keep_count.is_some() || config.keep_days.is_some());
-        let refused_lately = self
-            .prune_refused
-            .is_some_and(|at| self.now().since(at) < PRUNE_AGAIN);
-        if !wanted || !self.prune_owed || refused_lately || self.stopping {
+        if !wanted || !self.removal.is_due(self.now()) || self.stopping {
             return Ok(None);
         }
         match self.compose(&Errand::Prune(PruneRequest::default())) {
             Ok(composed) => {
                 self.begin_errand(composed, MONITOR, None, None).await?;
-                self.prune_owed = false;
+                self.removal.begun();
                 Ok(None)
             }
             Err(denial) => Ok(Some(sentence(denial))),

@@ -2,8 +2,10 @@
 //! what is made by itself, and what a machine's own scheduler is told.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
+use api::backup::ResultDocument;
 use api::operation::{OperationDocument, OperationState};
 use rustix::process::Signal;
 use sandbox::cluster::Tuning;
@@ -340,14 +342,13 @@ async fn an_added_instance_becomes_a_running_slave(flavor: Flavor) {
     cluster.run(&["detach", "mysql-server-3"]).await.expect(0);
     cluster.run(&["unregister", "mysql-server-3"]).await.expect(0);
     cluster.run(&["backup", "full"]).await.expect(0);
-    until(
-        "the backup is listed, and the removal of older ones is over",
-        async || {
-            let kept = kept(&cluster).await;
-            kept.len() == 1 && cluster.cluster.client().cluster().await.unwrap().work.is_empty()
-        },
-    )
+    until("older ones were looked for", async || {
+        let listed = cluster.cluster.client().backups().await.unwrap();
+        let removal = |result: &ResultDocument| result.kind == "prune_backups";
+        listed.backups.len() == 1 && listed.results.iter().any(removal)
+    })
     .await;
+    nothing_goes_on(&cluster).await;
     cluster
         .run(&["scale-out", "mysql-server-3", "--from", "store"])
         .await
@@ -355,6 +356,14 @@ async fn an_added_instance_becomes_a_running_slave(flavor: Flavor) {
     cluster.wait_until_ok().await;
     cluster.assert_same_everywhere(&["filling"]).await;
     what_is_read_stays_until_it_was_read(&mut cluster).await;
+    what_could_not_be_removed_is_removed_later(&mut cluster, store.path()).await;
+}
+
+/// Waits until no agent does anything for the monitor any more.
+async fn nothing_goes_on(cluster: &TestCluster) {
+    cluster
+        .wait_for("nothing goes on", |document| document.work.is_empty())
+        .await;
 }
 
 /// The backups that the monitor lists.
@@ -404,4 +413,29 @@ async fn what_is_read_stays_until_it_was_read(cluster: &mut TestCluster) {
         Some(&last.started) >= checked.ended.as_ref(),
         "{last:?} {checked:?}"
     );
+}
+
+/// A removal that failed is not left to the next backup. A monitor that starts does not wait until its time has come.
+async fn what_could_not_be_removed_is_removed_later(cluster: &mut TestCluster, store: &Path) {
+    nothing_goes_on(cluster).await;
+    let before = kept(cluster).await;
+    // Where every removal is announced nothing can be written.
+    let notes = store.join("present/removing");
+    std::fs::remove_dir_all(&notes).unwrap();
+    std::fs::write(&notes, "").unwrap();
+    cluster.run(&["backup", "full"]).await.expect(0);
+    cluster
+        .wait_for("the failure is a problem", |document| {
+            let told = |problem: &String| problem.starts_with("the last removal of old backups");
+            document.problems.iter().any(told)
+        })
+        .await;
+    until("both are listed", async || kept(cluster).await.len() == 2).await;
+    std::fs::remove_file(&notes).unwrap();
+    cluster.cluster.restart("monitor").unwrap();
+    until("the older one is removed", async || {
+        let listed = cluster.cluster.client().backups().await;
+        listed.is_ok_and(|listed| listed.backups.len() == 1 && listed.backups[0].id != before[0])
+    })
+    .await;
 }
