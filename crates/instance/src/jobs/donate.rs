@@ -272,7 +272,8 @@ impl Guard {
                         tracing::info!(
                             latency_milliseconds = look.latency.as_millis(),
                             lag_seconds = look.lag_seconds,
-                            "the copy may have {next:?} bytes per second from now on"
+                            "the copy may have {} from now on",
+                            in_words(next)
                         );
                     }
                     allowed = next;
@@ -308,6 +309,15 @@ async fn look(server: &mut Server, probe: &Probe) -> anyhow::Result<Look> {
     })
 }
 
+/// A limit for people, in tenths of MiB.
+fn in_words(limit: Option<u64>) -> String {
+    let Some(bytes) = limit else {
+        return "all that the donor gives".to_owned();
+    };
+    let tenths = (u128::from(bytes) * 10) >> 20;
+    format!("{}.{} MiB/s", tenths / 10, tenths % 10)
+}
+
 /// A page that is written where commits are.
 struct Probe {
     path: PathBuf,
@@ -334,5 +344,18 @@ impl Drop for Probe {
         if let Err(error) = files::remove_durably(&self.path) {
             tracing::warn!("cannot remove `{}`: {error}", self.path.display());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_words;
+
+    #[test]
+    fn a_limit_is_told_in_mebibytes() {
+        assert_eq!(in_words(Some(4 << 20)), "4.0 MiB/s");
+        assert_eq!(in_words(Some((9 << 20) / 2)), "4.5 MiB/s");
+        assert_eq!(in_words(Some(u64::MAX)), "17592186044415.9 MiB/s");
+        assert_eq!(in_words(None), "all that the donor gives");
     }
 }

@@ -1,19 +1,25 @@
 //! A running server copied straight into another agent's data directory: what arrives, and what is left when either
 //! side goes away on the way.
 
+use std::time::Instant;
+
+use api::agent::EventsRequest;
 use api::job::{JobDocument, JobState, RestoreSource, Work};
-use topology::Flavor;
+use mysql_client::credentials::{Login, Password};
+use mysql_client::{Depth, Endpoint, Server};
 use topology::gtid::Lacks;
 use topology::observation::ServerState;
+use topology::{AccountNumber, Flavor};
 
 use crate::backups::with_store;
-use crate::harness::{FakeMonitor, LEFT_OUT_FILE, LIMIT, TestAgent, until};
+use crate::harness::{DEADLINE, FakeMonitor, LEFT_OUT_FILE, LIMIT, Setup, TestAgent, until};
 use crate::on_both_flavors;
 use crate::restores::{checksum, fill_table};
 
 on_both_flavors! {
     a_running_server_is_copied_while_it_is_written_to;
     a_copy_that_breaks_off_leaves_a_clear_stop_and_is_made_again;
+    a_donor_that_falls_behind_gives_less_until_it_has_caught_up;
 }
 
 struct Pair {
@@ -24,9 +30,14 @@ struct Pair {
 
 impl Pair {
     async fn start(flavor: Flavor) -> Self {
+        let pair = Self::start_empty(flavor).await;
+        fill_table(&pair.donor).await;
+        pair
+    }
+
+    async fn start_empty(flavor: Flavor) -> Self {
         let (donor, of_donor) = with_store(flavor, "").await;
         let (taker, of_taker) = with_store(flavor, "").await;
-        fill_table(&donor).await;
         Self {
             donor,
             taker,
@@ -50,10 +61,17 @@ impl Pair {
         }
     }
 
-    /// Begins a slow copy and returns once it is under way. How far it is is not waited for: MySQL's limit counts whole
-    /// chunks, and tells of them late.
+    /// Begins a slow copy and returns once it is under way.
     async fn begin_slowly(&self, id: &str) {
-        self.taker.submit(id, self.copy(Some(4 << 20))).await.unwrap();
+        self.begin_at(id, 4 << 20).await;
+    }
+
+    /// How far it is is not waited for: MySQL's limit counts whole chunks, and tells of them late.
+    async fn begin_at(&self, id: &str, bytes_per_second: u64) {
+        self.taker
+            .submit(id, self.copy(Some(bytes_per_second)))
+            .await
+            .unwrap();
         until("it is being copied", LIMIT, async || {
             let job = self.taker.job(id).await;
             assert!(!job.state.is_final(), "{job:?}");
@@ -124,13 +142,7 @@ async fn a_running_server_is_copied_while_it_is_written_to(flavor: Flavor) {
     assert!(matches!(all.lacks(&has), Lacks::Nothing), "{has} in {all}");
     let coordinates = std::fs::read_to_string(pair.taker.path("backup/xtrabackup_binlog_info")).unwrap();
     assert!(coordinates.starts_with("binlog.0"), "{coordinates}");
-    let seen = pair
-        .taker
-        .dba()
-        .await
-        .observe(mysql_client::Depth::Ordinary)
-        .await
-        .unwrap();
+    let seen = pair.taker.dba().await.observe(Depth::Ordinary).await.unwrap();
     assert!(seen.read_only && seen.replication.is_none());
     let strange = std::fs::read_dir(pair.taker.path("data")).unwrap().any(|entry| {
         let name = entry.unwrap().file_name().into_string().unwrap();
@@ -215,4 +227,125 @@ async fn a_copy_that_breaks_off_leaves_a_clear_stop_and_is_made_again(flavor: Fl
         let log = std::fs::read_to_string(agent.path("agent.log")).unwrap();
         assert!(!log.contains(dba.password.expose()), "a password is in the log");
     }
+}
+
+/// It follows a source, and a row that its applier has to wait for keeps it from going on.
+async fn a_donor_that_falls_behind_gives_less_until_it_has_caught_up(flavor: Flavor) {
+    const CEILING: u64 = 6 << 20;
+    const THROTTLED: u64 = 4 << 20;
+    let source = TestAgent::start(Setup::of(flavor)).await;
+    let pair = Pair::start_empty(flavor).await;
+    fill_table(&source).await;
+    follow(&pair.donor, &source).await;
+    pair.donor.allow_writes().await;
+    add_bulk(&pair.donor).await;
+
+    pair.begin_at("throttled", CEILING).await;
+    let mut holder = pair.donor.root().await;
+    // The source has such a row soon; here it is never committed.
+    for sql in [
+        "SET SESSION sql_log_bin = 0",
+        "BEGIN",
+        "INSERT INTO app.t VALUES (1000000)",
+    ] {
+        holder.execute(sql).await.unwrap();
+    }
+    let mut at_source = source.root().await;
+    at_source
+        .execute("INSERT INTO app.t VALUES (1000000)")
+        .await
+        .unwrap();
+    until_told(&pair, "4.0 MiB/s").await;
+    if flavor == Flavor::Mysql {
+        until_cloned_with(&pair.taker, "4").await;
+    } else {
+        let (begun, from) = (Instant::now(), given(&pair.donor).await);
+        until("it gives on", LIMIT, async || {
+            given(&pair.donor).await > from + 2 * THROTTLED
+        })
+        .await;
+        // Slower on a machine with other work; with what it had before it would take a third less.
+        let seconds = begun.elapsed().as_secs_f64();
+        assert!(seconds > 1.8, "two seconds' worth went within {seconds} s");
+    }
+
+    holder.execute("ROLLBACK").await.unwrap();
+    until_told(&pair, "6.0 MiB/s").await;
+    if flavor == Flavor::Mysql {
+        until_cloned_with(&pair.taker, "6").await;
+    }
+    cancel(&pair.taker, "throttled").await;
+    pair.taker.job_end("throttled").await;
+    pair.donor_is_free().await;
+}
+
+async fn follow(replica: &TestAgent, source: &TestAgent) {
+    let path = "/api/v1/replication-accounts/1/ensure";
+    source
+        .client
+        .post_empty(path, &EventsRequest::default())
+        .await
+        .unwrap();
+    let account = source.secrets.replication(AccountNumber(1)).unwrap();
+    let mut dba = replica.dba().await;
+    dba.point_at(&source.address, &account).await.unwrap();
+    dba.start_replication().await.unwrap();
+    let has = source.root().await.transactions().await.unwrap();
+    assert!(dba.wait_until_applied(&has, LIMIT).await.unwrap());
+    let seen = dba.observe(Depth::Ordinary).await.unwrap();
+    assert!(
+        seen.replication
+            .is_some_and(|replication| replication.applier_running)
+    );
+}
+
+/// 128 MiB that no binlog has: a copy with a limit is not over before it has been looked at.
+async fn add_bulk(agent: &TestAgent) {
+    let mut root = agent.root().await;
+    for sql in [
+        "SET SESSION sql_log_bin = 0",
+        "CREATE DATABASE bulk",
+        "CREATE TABLE bulk.t (id INT AUTO_INCREMENT PRIMARY KEY, bytes LONGBLOB) ENGINE=InnoDB",
+        "INSERT INTO bulk.t (bytes) VALUES (REPEAT('x', 1048576))",
+    ] {
+        root.execute(sql).await.unwrap();
+    }
+    for _ in 0..7 {
+        root.execute("INSERT INTO bulk.t (bytes) SELECT bytes FROM bulk.t")
+            .await
+            .unwrap();
+    }
+}
+
+/// Waits until the donor's agent has said last that the copy may have so much.
+async fn until_told(pair: &Pair, limit: &str) {
+    until(&format!("the copy may have {limit}"), LIMIT, async || {
+        let job = pair.taker.job("throttled").await;
+        assert!(!job.state.is_final(), "{job:?}");
+        let log = pair.donor.log();
+        let said = log.rsplit("the copy may have ").next();
+        said.is_some_and(|said| said.starts_with(limit) && said.len() < log.len())
+    })
+    .await;
+}
+
+/// Bytes that the donor has given so far.
+async fn given(donor: &TestAgent) -> u64 {
+    let jobs: api::job::Jobs = donor.client.get("/api/v1/jobs").await.unwrap();
+    let giving = jobs.jobs.iter().find(|job| !job.state.is_final()).unwrap();
+    giving.extent.done_bytes
+}
+
+/// Waits until the server that clones keeps to so many MiB per second.
+async fn until_cloned_with(taker: &TestAgent, mebibytes: &str) {
+    let endpoint = Endpoint::Socket(taker.path("run/copy.sock"));
+    let nobody = Login::new("root", Password::new(""));
+    let mut server = Server::connect(&endpoint, &nobody, DEADLINE).await.unwrap();
+    until("the clone is told", LIMIT, async || {
+        let limit = server
+            .query_value("SELECT @@GLOBAL.clone_max_data_bandwidth")
+            .await;
+        limit.unwrap().as_deref() == Some(mebibytes)
+    })
+    .await;
 }
