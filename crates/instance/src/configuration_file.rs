@@ -295,6 +295,8 @@ const PROTECTED: [(&str, &str); 69] = [
 const PROTECTED_WITH_ARCHIVE: &[(&str, &str)] = &[
     ("binlog_expire_logs_seconds", ONLY_WHAT_IS_ARCHIVED),
     ("expire_logs_days", ONLY_WHAT_IS_ARCHIVED),
+    ("max_binlog_total_size", ONLY_WHAT_IS_ARCHIVED),
+    ("binlog_space_limit", ONLY_WHAT_IS_ARCHIVED),
 ];
 const ONLY_WHAT_IS_ARCHIVED: &str = "with a backup_store only what is archived goes; see binlog_keep_hours";
 
@@ -558,9 +560,10 @@ mod tests {
         };
         assert_eq!(found(text, false), [5, 7, 8, 9, 10, 12, 15]);
         // A server that removes its binlogs by itself does so with those that are not archived, too.
-        let text = "[mysqld]\nbinlog_expire_logs_seconds = 60\nexpire-logs-days = 1\n";
+        let text = "[mysqld]\nbinlog_expire_logs_seconds = 60\nexpire-logs-days = 1\n\
+                    max_binlog_total_size = 1G\nbinlog_space_limit = 1G\n";
         assert!(found(text, false).is_empty());
-        assert_eq!(found(text, true), [2, 3]);
+        assert_eq!(found(text, true), [2, 3, 4, 5]);
     }
 
     #[test]

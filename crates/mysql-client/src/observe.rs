@@ -18,8 +18,8 @@ use crate::sessions::{SessionKind, session};
 use crate::statements::{
     REPLICATION_STATUS, SEMI_SYNC_ACKING, SEMI_SYNC_ACTIVE, SEMI_SYNC_CLIENTS, SEMI_SYNC_REPLICA,
     SEMI_SYNC_SOURCE, SEMI_SYNC_WAITING, STATUS_APPLIER, STATUS_HOST, STATUS_LAG, STATUS_PORT,
-    STATUS_RECEIVED, STATUS_RECEIVER, STATUS_SERVER_ID, STATUS_USER, TRANSACTIONS, counters, literal,
-    select_variables, show_counters,
+    STATUS_RECEIVED, STATUS_RECEIVER, STATUS_SERVER_ID, STATUS_SETTINGS, STATUS_USER, TRANSACTIONS, counters,
+    literal, select_variables, show_counters,
 };
 
 /// How closely to look.
@@ -190,7 +190,8 @@ fn observation(flavor: Flavor, version: Version, answers: &[Vec<Row>]) -> Result
             answers.len()
         )));
     };
-    let variables = variables(flavor, settings, counters.iter().flatten());
+    let mut variables = variables(flavor, settings, counters.iter().flatten());
+    variables.extend(status_settings(flavor, status));
     let value = |name: &str| variables.get(name).map(String::as_str).unwrap_or_default();
     let transactions = transactions
         .first()
@@ -241,6 +242,15 @@ fn variables<'a>(
     settings
         .chain(counters.filter(|(name, _)| wanted.contains(name.as_str())))
         .collect()
+}
+
+/// The settings that only the replication status tells; a server that follows nobody leaves out nothing.
+fn status_settings(flavor: Flavor, status: &[Row]) -> impl Iterator<Item = (String, String)> {
+    let row = channel(status);
+    STATUS_SETTINGS.of(flavor).split_whitespace().map(move |name| {
+        let value = row.and_then(|row| row.get(name)).unwrap_or_default();
+        (name.to_ascii_lowercase(), value.to_owned())
+    })
 }
 
 fn parse<T: std::str::FromStr>(name: &str, text: &str) -> Result<T, Error> {

@@ -146,6 +146,8 @@ statements! {
                           rpl_semi_sync_slave_enabled \
                           slave_exec_mode slave_skip_errors \
                           slave_type_conversions \
+                          slave_sql_verify_checksum \
+                          gtid_ignore_duplicates \
                           replicate_do_db replicate_ignore_db \
                           replicate_do_table \
                           replicate_ignore_table \
@@ -154,6 +156,7 @@ statements! {
                                                                     binlog_error_action replica_exec_mode \
                                                                     replica_skip_errors replica_type_conversions \
                                                                     replica_preserve_commit_order \
+                                                                    replica_sql_verify_checksum \
                                                                     log_replica_updates skip_replica_start \
                                                                     gtid_mode enforce_gtid_consistency gtid_purged \
                                                                     rpl_semi_sync_source_enabled \
@@ -172,7 +175,18 @@ statements! {
                                                                     rpl_semi_sync_source_wait_sessions \
                                                                     rpl_semi_sync_source_yes_tx \
                                                                     rpl_semi_sync_source_no_tx \
-                                                                    rpl_semi_sync_replica_status";
+                                                                    rpl_semi_sync_replica_status \
+                                                                    innodb_redo_log_enabled";
+
+    // Columns of the replication status that are settings: what a replica leaves out or renames.
+    STATUS_SETTINGS:     "Replicate_Rewrite_DB \
+                          Replicate_Ignore_Server_Ids \
+                          Replicate_Do_Domain_Ids \
+                          Replicate_Ignore_Domain_Ids"           | "Replicate_Do_DB Replicate_Ignore_DB \
+                                                                    Replicate_Do_Table Replicate_Ignore_Table \
+                                                                    Replicate_Wild_Do_Table \
+                                                                    Replicate_Wild_Ignore_Table \
+                                                                    Replicate_Rewrite_DB";
 }
 
 /// Settings that both families have and an observation carries.

@@ -132,6 +132,7 @@ mod tests {
                 state: ServerState::Running,
                 replaying: false,
                 left_out: Vec::new(),
+                archived: false,
                 detail: String::new(),
                 server_pid: None,
                 disk_free_bytes: 1,

@@ -224,6 +224,8 @@ pub struct AgentReport {
     pub replaying: bool,
     /// Transactions that a replay left out on purpose: its data is no longer the cluster's.
     pub left_out: Vec<String>,
+    /// Whether it has a backup store, so that its server's binlogs wait for the archive.
+    pub archived: bool,
     /// A word about the state, such as the last exit.
     pub detail: String,
     /// The server's process, when it has one.

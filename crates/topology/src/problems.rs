@@ -157,7 +157,8 @@ fn names(ids: &BTreeSet<InstanceId>) -> String {
 }
 
 fn of_server(situation: &Situation<'_>, id: &InstanceId, seen: &Observation) -> Vec<String> {
-    let mut problems: Vec<String> = unsafe_settings(seen.flavor, &seen.variables)
+    let archived = situation.agent(id).is_some_and(|report| report.archived);
+    let mut problems: Vec<String> = unsafe_settings(seen.flavor, &seen.variables, archived)
         .iter()
         .map(|setting| format!("{id}: {setting}; {}", setting.cure()))
         .collect();

@@ -19,18 +19,28 @@ pub struct UnsafeSetting {
     pub safe: &'static str,
     /// What can happen with the other value.
     pub reason: &'static str,
-    /// Whether `SET GLOBAL` puts it right; otherwise the server has to be restarted.
-    pub dynamic: bool,
+    cure: Cure,
+}
+
+/// What puts a setting right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cure {
+    /// `SET GLOBAL` with the safe value.
+    Set,
+    /// The rendered value comes back with the next start.
+    Restart,
+    /// These words.
+    Say(&'static str),
 }
 
 impl UnsafeSetting {
     /// What puts it right.
     #[must_use]
     pub fn cure(&self) -> String {
-        if self.dynamic {
-            format!("SET GLOBAL {} = {}", self.name, quoted(self.safe))
-        } else {
-            "restart the server".to_owned()
+        match self.cure {
+            Cure::Set => format!("SET GLOBAL {} = {}", self.name, quoted(self.safe)),
+            Cure::Restart => "restart the server".to_owned(),
+            Cure::Say(words) => words.to_owned(),
         }
     }
 }
@@ -56,7 +66,7 @@ struct Rule {
     name: &'static str,
     safe: &'static str,
     reason: &'static str,
-    dynamic: bool,
+    cure: Cure,
 }
 
 const fn dynamic(name: &'static str, safe: &'static str, reason: &'static str) -> Rule {
@@ -64,7 +74,7 @@ const fn dynamic(name: &'static str, safe: &'static str, reason: &'static str) -
         name,
         safe,
         reason,
-        dynamic: true,
+        cure: Cure::Set,
     }
 }
 
@@ -73,7 +83,16 @@ const fn fixed(name: &'static str, safe: &'static str, reason: &'static str) -> 
         name,
         safe,
         reason,
-        dynamic: false,
+        cure: Cure::Restart,
+    }
+}
+
+const fn said(name: &'static str, safe: &'static str, reason: &'static str, cure: &'static str) -> Rule {
+    Rule {
+        name,
+        safe,
+        reason,
+        cure: Cure::Say(cure),
     }
 }
 
@@ -84,6 +103,17 @@ const PASSED_OVER: &str =
     "a replica that differs from its Master passes over it, and differs more from then on";
 const CUT_OFF: &str = "a replica with a smaller column cuts values off";
 const FILTERED: &str = "what is left out at a replica is gone when it becomes the Master";
+const RENAMED: &str = "what is renamed at a replica is elsewhere when it becomes the Master";
+const UNVERIFIED: &str = "a damaged event of the relay log is applied unnoticed";
+const NO_LIST: &str = "stop replication, CHANGE MASTER TO … with an empty list, start it";
+const NO_FILTER: &str = "STOP REPLICA SQL_THREAD; CHANGE REPLICATION FILTER … = (); START REPLICA SQL_THREAD";
+
+/// Where the binlogs are archived.
+const ARCHIVED: &[Rule] = &[dynamic(
+    "binlog_expire_logs_seconds",
+    "0",
+    "the server removes binlog files of that age, whether the archive has them or not",
+)];
 
 const COMMON: &[Rule] = &[
     fixed(
@@ -158,6 +188,21 @@ const MARIADB: &[Rule] = &[
     dynamic("replicate_ignore_table", NOTHING, FILTERED),
     dynamic("replicate_wild_do_table", NOTHING, FILTERED),
     dynamic("replicate_wild_ignore_table", NOTHING, FILTERED),
+    said(
+        "replicate_rewrite_db",
+        NOTHING,
+        RENAMED,
+        "stop replication, SET GLOBAL replicate_rewrite_db = '', start it",
+    ),
+    said("replicate_ignore_server_ids", NOTHING, FILTERED, NO_LIST),
+    said("replicate_do_domain_ids", NOTHING, FILTERED, NO_LIST),
+    said("replicate_ignore_domain_ids", NOTHING, FILTERED, NO_LIST),
+    dynamic("slave_sql_verify_checksum", "ON", UNVERIFIED),
+    dynamic(
+        "gtid_ignore_duplicates",
+        "OFF",
+        "transactions of a server that has diverged are passed over as if they were there already",
+    ),
     dynamic(
         "rpl_semi_sync_master_wait_point",
         "AFTER_SYNC",
@@ -199,6 +244,20 @@ const MYSQL: &[Rule] = &[
     dynamic("replica_exec_mode", "STRICT", PASSED_OVER),
     fixed("replica_skip_errors", "OFF", PASSED_OVER),
     dynamic("replica_type_conversions", NOTHING, CUT_OFF),
+    said("replicate_do_db", NOTHING, FILTERED, NO_FILTER),
+    said("replicate_ignore_db", NOTHING, FILTERED, NO_FILTER),
+    said("replicate_do_table", NOTHING, FILTERED, NO_FILTER),
+    said("replicate_ignore_table", NOTHING, FILTERED, NO_FILTER),
+    said("replicate_wild_do_table", NOTHING, FILTERED, NO_FILTER),
+    said("replicate_wild_ignore_table", NOTHING, FILTERED, NO_FILTER),
+    said("replicate_rewrite_db", NOTHING, RENAMED, NO_FILTER),
+    dynamic("replica_sql_verify_checksum", "ON", UNVERIFIED),
+    said(
+        "innodb_redo_log_enabled",
+        "ON",
+        "a server that crashes without its redo log cannot be started any more, and its data is lost",
+        "ALTER INSTANCE ENABLE INNODB REDO_LOG",
+    ),
     dynamic(
         "replica_preserve_commit_order",
         "ON",
@@ -226,24 +285,31 @@ const MYSQL: &[Rule] = &[
     ),
 ];
 
-fn rules(flavor: Flavor) -> impl Iterator<Item = &'static Rule> {
+fn rules(flavor: Flavor, archived: bool) -> impl Iterator<Item = &'static Rule> {
     let own = match flavor {
         Flavor::Mariadb => MARIADB,
         Flavor::Mysql => MYSQL,
     };
-    COMMON.iter().chain(own)
+    COMMON
+        .iter()
+        .chain(own)
+        .chain(ARCHIVED.iter().filter(move |_| archived))
 }
 
-/// The settings that are judged of a server of this family.
+/// The settings that are judged of a server of this family, those included that matter only where binlogs are archived.
 pub fn judged_settings(flavor: Flavor) -> impl Iterator<Item = &'static str> {
-    rules(flavor).map(|rule| rule.name)
+    rules(flavor, true).map(|rule| rule.name)
 }
 
-/// The settings among `variables` (values as `SHOW GLOBAL VARIABLES` or `SELECT @@global` spell them) that could
-/// lose data. Nothing is said of those that are not there.
+/// The settings among `variables` (an observation's, or as `SHOW GLOBAL VARIABLES` spells them) that could lose data.
+/// Nothing is said of those that are not there. `archived`: its agent has a backup store, so binlogs go there.
 #[must_use]
-pub fn unsafe_settings(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<UnsafeSetting> {
-    rules(flavor)
+pub fn unsafe_settings(
+    flavor: Flavor,
+    variables: &BTreeMap<String, String>,
+    archived: bool,
+) -> Vec<UnsafeSetting> {
+    rules(flavor, archived)
         .filter_map(|rule| {
             let value = variables.get(rule.name)?;
             (!is_safe(value, rule.safe)).then(|| UnsafeSetting {
@@ -251,7 +317,7 @@ pub fn unsafe_settings(flavor: Flavor, variables: &BTreeMap<String, String>) -> 
                 value: value.clone(),
                 safe: rule.safe,
                 reason: rule.reason,
-                dynamic: rule.dynamic,
+                cure: rule.cure,
             })
         })
         .collect()
@@ -273,7 +339,7 @@ mod tests {
     use super::*;
 
     fn safe(flavor: Flavor) -> BTreeMap<String, String> {
-        rules(flavor)
+        rules(flavor, true)
             .map(|rule| (rule.name.to_owned(), rule.safe.to_owned()))
             .collect()
     }
@@ -282,8 +348,8 @@ mod tests {
     fn each_setting_is_named_with_its_reason() {
         for flavor in [Flavor::Mariadb, Flavor::Mysql] {
             let all = safe(flavor);
-            assert_eq!(unsafe_settings(flavor, &all), []);
-            for rule in rules(flavor) {
+            assert_eq!(unsafe_settings(flavor, &all, true), []);
+            for rule in rules(flavor, true) {
                 let mut one = all.clone();
                 let other = match rule.safe {
                     "ON" => "OFF",
@@ -295,7 +361,7 @@ mod tests {
                     _ => "10000",
                 };
                 one.insert(rule.name.to_owned(), other.to_owned());
-                let found = unsafe_settings(flavor, &one);
+                let found = unsafe_settings(flavor, &one, true);
                 assert_eq!(found.len(), 1, "{}", rule.name);
                 assert_eq!(
                     found[0].to_string(),
@@ -314,16 +380,34 @@ mod tests {
     fn both_spellings_of_a_switch_are_understood() {
         for (value, expected) in [("1", 0), ("ON", 0), ("0", 1), ("OFF", 1)] {
             let one = BTreeMap::from([("log_bin".to_owned(), value.to_owned())]);
-            assert_eq!(unsafe_settings(Flavor::Mariadb, &one).len(), expected, "{value}");
+            assert_eq!(
+                unsafe_settings(Flavor::Mariadb, &one, false).len(),
+                expected,
+                "{value}"
+            );
         }
         for (value, expected) in [("1", 1), ("ON", 1), ("0", 0), ("OFF", 0)] {
             let one = BTreeMap::from([("relay_log_recovery".to_owned(), value.to_owned())]);
-            assert_eq!(unsafe_settings(Flavor::Mysql, &one).len(), expected, "{value}");
+            assert_eq!(
+                unsafe_settings(Flavor::Mysql, &one, false).len(),
+                expected,
+                "{value}"
+            );
         }
     }
 
     #[test]
     fn what_is_not_known_is_not_judged() {
-        assert_eq!(unsafe_settings(Flavor::Mysql, &BTreeMap::new()), []);
+        assert_eq!(unsafe_settings(Flavor::Mysql, &BTreeMap::new(), true), []);
+    }
+
+    #[test]
+    fn binlogs_may_expire_where_no_archive_waits_for_them() {
+        let a_week = BTreeMap::from([("binlog_expire_logs_seconds".to_owned(), "604800".to_owned())]);
+        for flavor in [Flavor::Mariadb, Flavor::Mysql] {
+            assert_eq!(unsafe_settings(flavor, &a_week, false), []);
+            let found = unsafe_settings(flavor, &a_week, true);
+            assert_eq!(found[0].cure(), "SET GLOBAL binlog_expire_logs_seconds = 0");
+        }
     }
 }

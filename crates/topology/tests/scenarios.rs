@@ -190,6 +190,7 @@ impl Story {
             state: ServerState::Running,
             replaying: false,
             left_out: Vec::new(),
+            archived: false,
             detail: String::new(),
             server_pid: Some(4000),
             disk_free_bytes: 50 << 30,

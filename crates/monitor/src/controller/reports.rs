@@ -91,6 +91,7 @@ impl<S: Store> Controller<S> {
                 state: report.state,
                 replaying: report.replaying,
                 left_out: report.left_out.clone(),
+                archived: report.archive.is_some(),
                 detail: report.detail.clone(),
                 server_pid: report.server_pid,
                 disk_free_bytes: report.disk_free_bytes,

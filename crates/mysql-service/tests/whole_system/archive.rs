@@ -26,6 +26,7 @@ async fn the_archive_follows_the_roles_and_tells_what_is_missing(flavor: Flavor)
     .unwrap();
     let ledger = Ledger::start(&cluster).await;
     archives(&cluster, "mysql-server-2").await;
+    binlogs_that_expire_are_told(&cluster).await;
 
     // The roles move, and back, while it is written.
     more_than_a_begin_is_archived(&cluster, &store, "mysql-server-2").await;
@@ -68,6 +69,24 @@ async fn the_archive_follows_the_roles_and_tells_what_is_missing(flavor: Flavor)
         store.get(own).await.is_ok()
     })
     .await;
+}
+
+/// A server that removes binlogs by itself, whether they are archived or not, is named with what puts it right.
+async fn binlogs_that_expire_are_told(cluster: &TestCluster) {
+    let mut root = cluster.root_at("mysql-server-3").await;
+    root.execute("SET GLOBAL binlog_expire_logs_seconds = 86400")
+        .await
+        .unwrap();
+    cluster
+        .wait_for("binlogs that expire are a problem", |document| {
+            let setting = "mysql-server-3: binlog_expire_logs_seconds is 86400, not 0";
+            document.problems.iter().any(|problem| problem.contains(setting))
+        })
+        .await;
+    let cure = "SET GLOBAL binlog_expire_logs_seconds = 0";
+    let doctor = cluster.run(&["doctor"]).await.expect(1);
+    assert!(doctor.stdout.contains(cure), "{}", doctor.stdout);
+    root.execute(cure).await.unwrap();
 }
 
 /// The line of binlogs that an instance archives.

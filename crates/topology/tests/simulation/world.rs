@@ -453,6 +453,7 @@ impl World {
                 },
                 replaying: false,
                 left_out: Vec::new(),
+                archived: false,
                 detail: String::new(),
                 server_pid: None,
                 disk_free_bytes: 50,

@@ -356,6 +356,7 @@ fn agent_report() -> AgentReport {
         state: ServerState::Running,
         replaying: true,
         left_out: Vec::new(),
+        archived: false,
         detail: String::new(),
         server_pid: None,
         disk_free_bytes: 0,

@@ -6,8 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use api::cluster::{ClusterDocument, InstanceDocument};
 use mysql_client::credentials::Login;
-use mysql_client::{Endpoint, Error, Server};
-use topology::settings::{judged_settings, unsafe_settings};
+use mysql_client::{Depth, Endpoint, Error, Server};
+use topology::observation::Observation;
+use topology::settings::{UnsafeSetting, unsafe_settings};
 use topology::{Flavor, Role, Version};
 
 use super::{Finding, machine};
@@ -43,9 +44,9 @@ async fn look_at(
     let mut server = Server::connect(&Endpoint::Tcp(instance.address.clone()), login, DEADLINE).await?;
     let flavor = server.flavor();
     let id = instance.id.as_str();
-    let values = variables(&mut server, flavor).await?;
+    let seen = server.observe(Depth::Ordinary).await?;
     for name in ["server_id", "server_uuid"] {
-        if let Some(value) = values.get(name) {
+        if let Some(value) = seen.variables.get(name) {
             identities
                 .entry(format!("{name} {value}"))
                 .or_default()
@@ -54,7 +55,7 @@ async fn look_at(
     }
     Ok(vec![
         version(id, flavor, server.version()),
-        settings(id, flavor, instance.role, &values),
+        settings(id, instance.role, &seen, instance.agent.archive.is_some()),
         privileges(id, flavor, &mut server).await?,
         clock(id, &mut server).await?,
     ])
@@ -73,49 +74,15 @@ fn version(id: &str, flavor: Flavor, version: Version) -> Finding {
     )
 }
 
-/// Beside the settings that are judged: what tells who a server is and whether it takes writes.
-const FACTS: [&str; 5] = [
-    "server_id",
-    "server_uuid",
-    "read_only",
-    "super_read_only",
-    "event_scheduler",
-];
-
-async fn variables(server: &mut Server, flavor: Flavor) -> Result<BTreeMap<String, String>, Error> {
-    let names: Vec<String> = judged_settings(flavor)
-        .chain(FACTS)
-        .map(|name| format!("'{name}'"))
-        .collect();
-    let rows = server
-        .query(&format!(
-            "SHOW GLOBAL VARIABLES WHERE Variable_name IN ({})",
-            names.join(", ")
-        ))
-        .await?;
-    Ok(rows
-        .iter()
-        .filter_map(|row| Some((row.value(0)?.to_ascii_lowercase(), row.value(1)?.to_owned())))
-        .collect())
-}
-
-fn settings(id: &str, flavor: Flavor, role: Role, values: &BTreeMap<String, String>) -> Finding {
-    let mut wrong: Vec<String> = unsafe_settings(flavor, values)
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    let unknown = judged_settings(flavor).filter(|name| !values.contains_key(*name));
-    wrong.extend(unknown.map(|name| format!("{name} is not known to it")));
-    let is_on = |name: &str| values.get(name).is_some_and(|value| value == "ON");
+fn settings(id: &str, role: Role, seen: &Observation, archived: bool) -> Finding {
+    let found = unsafe_settings(seen.flavor, &seen.variables, archived);
+    let mut wrong: Vec<String> = found.iter().map(ToString::to_string).collect();
+    let mut cures: Vec<String> = found.iter().map(UnsafeSetting::cure).collect();
     if role != Role::Master {
-        let read_only = match flavor {
-            Flavor::Mariadb => "read_only",
-            Flavor::Mysql => "super_read_only",
-        };
-        if !is_on(read_only) {
-            wrong.push(format!("{read_only} is off, and it is not the Master"));
+        if !seen.read_only {
+            wrong.push("it is not read-only, and it is not the Master".to_owned());
         }
-        if is_on("event_scheduler") {
+        if seen.event_scheduler {
             wrong.push("event_scheduler is on, and it is not the Master".to_owned());
         }
     }
@@ -123,11 +90,13 @@ fn settings(id: &str, flavor: Flavor, role: Role, values: &BTreeMap<String, Stri
     if wrong.is_empty() {
         return Finding::ok(subject, "an acknowledged write survives, GTIDs are on");
     }
-    Finding::fail(
-        subject,
-        wrong.join("; "),
-        "remove them from the settings of your own, and restart the server",
-    )
+    cures.dedup();
+    let next_step = if cures.is_empty() {
+        "see the problems of the cluster".to_owned()
+    } else {
+        cures.join("; ")
+    };
+    Finding::fail(subject, wrong.join("; "), next_step)
 }
 
 /// What the monitor needs, as servers spell it in `SHOW GRANTS`.
@@ -235,50 +204,59 @@ fn same_identities(identities: &BTreeMap<String, Vec<String>>) -> Finding {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_setting_that_could_lose_data_fails() {
-        let values: BTreeMap<String, String> = [
-            ("log_bin", "ON"),
-            ("binlog_format", "ROW"),
-            ("binlog_row_image", "FULL"),
-            ("binlog_checksum", "CRC32"),
-            ("sync_binlog", "1"),
-            ("innodb_flush_log_at_trx_commit", "1"),
-            ("innodb_doublewrite", "ON"),
-            ("innodb_force_recovery", "0"),
-            ("sync_relay_log", "1"),
-            ("relay_log_recovery", "OFF"),
-            ("log_slave_updates", "ON"),
-            ("gtid_strict_mode", "ON"),
-            ("slave_exec_mode", "STRICT"),
-            ("slave_skip_errors", "OFF"),
-            ("slave_type_conversions", ""),
-            ("replicate_do_db", ""),
-            ("replicate_ignore_db", ""),
-            ("replicate_do_table", ""),
-            ("replicate_ignore_table", ""),
-            ("replicate_wild_do_table", ""),
-            ("replicate_wild_ignore_table", ""),
-            ("rpl_semi_sync_master_wait_point", "AFTER_SYNC"),
-            ("rpl_semi_sync_master_wait_no_slave", "ON"),
-            ("rpl_semi_sync_master_timeout", "18446744073709551615"),
-            ("read_only", "ON"),
-        ]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .into();
-        let judge =
-            |values: &BTreeMap<String, String>| settings("a", Flavor::Mariadb, Role::Slave, values).level;
-        let found = settings("a", Flavor::Mariadb, Role::Slave, &values);
-        assert_eq!(found.level, super::super::Level::Ok, "{found:?}");
-        for (name, value) in [
-            ("sync_binlog", "0"),
-            ("relay_log_recovery", "ON"),
-            ("read_only", "OFF"),
-        ] {
-            let mut other = values.clone();
-            other.insert(name.to_owned(), value.to_owned());
-            assert_eq!(judge(&other), super::super::Level::Fail, "{name}");
+    fn observation(variables: &[(&str, &str)]) -> Observation {
+        let variables = variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Observation {
+            flavor: Flavor::Mariadb,
+            version: Version::parse("10.11.19").unwrap(),
+            server_id: topology::ServerId(7),
+            server_uuid: None,
+            uptime_seconds: 1,
+            read_only: true,
+            takes_writes: false,
+            transactions: topology::gtid::Transactions::parse_mariadb("", "").unwrap(),
+            replication: None,
+            semi_sync: topology::observation::SemiSync::default(),
+            event_scheduler: false,
+            variables: variables.collect(),
+            preflight: None,
         }
+    }
+
+    #[test]
+    fn a_setting_that_could_lose_data_fails_with_its_cure() {
+        use super::super::Level;
+        let safe = [
+            ("sync_binlog", "1"),
+            ("relay_log_recovery", "0"),
+            ("binlog_expire_logs_seconds", "0"),
+        ];
+        let found = settings("a", Role::Slave, &observation(&safe), true);
+        assert_eq!(found.level, Level::Ok, "{found:?}");
+        for (name, value, cure) in [
+            ("sync_binlog", "0", "SET GLOBAL sync_binlog = 1"),
+            ("relay_log_recovery", "1", "restart the server"),
+            (
+                "binlog_expire_logs_seconds",
+                "60",
+                "SET GLOBAL binlog_expire_logs_seconds = 0",
+            ),
+        ] {
+            let found = settings("a", Role::Slave, &observation(&[(name, value)]), true);
+            assert_eq!(
+                (found.level, found.next_step.as_str()),
+                (Level::Fail, cure),
+                "{name}"
+            );
+        }
+        let kept = observation(&[("binlog_expire_logs_seconds", "604800")]);
+        assert_eq!(settings("a", Role::Slave, &kept, false).level, Level::Ok);
+        let mut writable = observation(&safe);
+        writable.read_only = false;
+        assert_eq!(settings("a", Role::Slave, &writable, true).level, Level::Fail);
+        assert_eq!(settings("a", Role::Master, &writable, true).level, Level::Ok);
     }
 
     #[test]
