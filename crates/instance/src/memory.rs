@@ -1,10 +1,11 @@
 //! How a server's memory is divided: pure arithmetic from one number.
 //!
 //! ```text
-//!  memory = fixed + pool × 1.06 + connections × per connection + reserve
+//!  memory = fixed + pool × 1.06 + connections × per connection + MySQL's temporary tables + reserve
 //! ```
 //! The fixed parts and the cost of a connection were measured on MariaDB 10.11.19 and MySQL 9.7.4: resident
-//! memory of an idle server without its pool, and its growth when connections run sorting and joining queries.
+//! memory of an idle server without its pool, and its growth while each connection holds a sort, a join and a temporary
+//! table at the same time.
 
 use std::path::Path;
 
@@ -27,6 +28,8 @@ pub struct Sizes {
     pub redo_log_bytes: u64,
     /// `max_connections`.
     pub max_connections: u64,
+    /// What each connection may take.
+    pub session_bytes: u64,
     /// `sort_buffer_size`: of each sort.
     pub sort_buffer_bytes: u64,
     /// `tmp_table_size` and `max_heap_table_size`: of each temporary table in memory.
@@ -39,11 +42,42 @@ pub struct Sizes {
     pub performance_schema: bool,
 }
 
-/// What a connection takes when it works: stack, network and sort buffers, a temporary table now and then.
-fn per_connection_bytes(flavor: Flavor) -> u64 {
-    match flavor {
-        Flavor::Mariadb => MEBIBYTE,
-        Flavor::Mysql => 3 * MEBIBYTE / 2,
+/// What a connection may take when it works.
+#[derive(Debug, Clone, Copy)]
+struct Session {
+    sort_buffer_bytes: u64,
+    /// The largest of its temporary tables that stays in memory (MariaDB; MySQL's are limited all together).
+    temporary_table_bytes: u64,
+    /// All of it.
+    bytes: u64,
+}
+
+impl Session {
+    /// Of a server that may use `total`. The least is 1.25 MiB, with which a machine of 2 GiB has 400 connections and one
+    /// of 10 GiB has 2000. Beyond 20 GiB the buffers of these grow, and all of them together keep to an eighth.
+    fn of(total: u64, flavor: Flavor) -> Self {
+        let bytes = (total / 16384).clamp(5 * MEBIBYTE / 4, 16 * MEBIBYTE);
+        let free = bytes - Self::base_bytes(flavor);
+        let page = |bytes: u64| bytes / 4096 * 4096;
+        let sort_buffer_bytes = match flavor {
+            Flavor::Mariadb => free / 3,
+            // Sorting takes a quarter more than its buffer.
+            Flavor::Mysql => free / 5 * 4,
+        };
+        let sort_buffer_bytes = page(sort_buffer_bytes.clamp(MEBIBYTE / 4, 2 * MEBIBYTE));
+        Self {
+            sort_buffer_bytes,
+            temporary_table_bytes: page(free - sort_buffer_bytes),
+            bytes,
+        }
+    }
+
+    /// Stack, network and join buffers, and what MySQL's temporary tables take outside of their limit.
+    fn base_bytes(flavor: Flavor) -> u64 {
+        match flavor {
+            Flavor::Mariadb => MEBIBYTE / 2,
+            Flavor::Mysql => 920 << 10,
+        }
     }
 }
 
@@ -51,9 +85,14 @@ fn per_connection_bytes(flavor: Flavor) -> u64 {
 fn fixed_bytes(flavor: Flavor, performance_schema: bool) -> u64 {
     match (flavor, performance_schema) {
         (Flavor::Mariadb, _) => 80 * MEBIBYTE,
-        (Flavor::Mysql, false) => 190 * MEBIBYTE,
-        (Flavor::Mysql, true) => 400 * MEBIBYTE,
+        (Flavor::Mysql, false) => 235 * MEBIBYTE,
+        (Flavor::Mysql, true) => 480 * MEBIBYTE,
     }
+}
+
+/// What MySQL's temporary tables may take together.
+fn temporary_tables_bytes(total: u64) -> u64 {
+    (total / 32).clamp(4 * MEBIBYTE, 1024 * MEBIBYTE)
 }
 
 impl Sizes {
@@ -61,14 +100,23 @@ impl Sizes {
     #[must_use]
     pub fn of(memory: Memory, flavor: Flavor) -> Self {
         let total = memory.bytes.max(256 * MEBIBYTE);
-        // The performance schema costs 200 MiB; below 2 GiB the pool needs them more.
+        // The performance schema costs 250 MiB; below 2 GiB the pool needs them more.
         let performance_schema = flavor == Flavor::Mysql && total >= 2048 * MEBIBYTE;
         let after_fixed = total.saturating_sub(fixed_bytes(flavor, performance_schema));
-        let per_connection = per_connection_bytes(flavor);
-        // A quarter for connections: 400 of them on a machine of 2 GiB. Twenty are the least with which the
-        // monitor, replicas, a backup and a small application get along.
-        let max_connections = (after_fixed / 4 / per_connection).clamp(20, 5000);
-        let for_pool = after_fixed.saturating_sub(max_connections * per_connection);
+        let session = Session::of(total, flavor);
+        // A quarter for connections. Twenty are the least with which the monitor, replicas, a backup and a small
+        // application get along.
+        let max_connections = (after_fixed / 4 / session.bytes).clamp(20, 2000);
+        let (temporary_table_bytes, temporary_tables) = match flavor {
+            Flavor::Mariadb => (session.temporary_table_bytes, 0),
+            Flavor::Mysql => (
+                (total / 256).clamp(MEBIBYTE, 64 * MEBIBYTE),
+                temporary_tables_bytes(total),
+            ),
+        };
+        let for_pool = after_fixed
+            .saturating_sub(max_connections * session.bytes)
+            .saturating_sub(temporary_tables);
         // The pool's own bookkeeping takes 6 %, and some more is left for dictionary, binlog, network, and what the
         // allocator does not give back.
         let (pool, chunk, instances) = buffer_pool(for_pool * 80 / 100);
@@ -78,9 +126,10 @@ impl Sizes {
             buffer_pool_instances: instances,
             redo_log_bytes: (pool / 2).clamp(48 * MEBIBYTE, 4096 * MEBIBYTE) / MEBIBYTE * MEBIBYTE,
             max_connections,
-            sort_buffer_bytes: (total / 1024).clamp(MEBIBYTE / 4, 2 * MEBIBYTE) / 4096 * 4096,
-            temporary_table_bytes: (total / 256).clamp(MEBIBYTE, 64 * MEBIBYTE),
-            temporary_tables_bytes: (total / 32).clamp(4 * MEBIBYTE, 1024 * MEBIBYTE),
+            session_bytes: session.bytes,
+            sort_buffer_bytes: session.sort_buffer_bytes,
+            temporary_table_bytes,
+            temporary_tables_bytes: temporary_tables,
             open_tables: (total / MEBIBYTE).clamp(400, 4000),
             performance_schema,
         }
@@ -91,7 +140,8 @@ impl Sizes {
     pub fn most_bytes(&self, flavor: Flavor) -> u64 {
         fixed_bytes(flavor, self.performance_schema)
             + self.buffer_pool_bytes * 106 / 100
-            + self.max_connections * per_connection_bytes(flavor)
+            + self.max_connections * self.session_bytes
+            + self.temporary_tables_bytes
     }
 }
 
@@ -185,6 +235,9 @@ mod tests {
                 sizes.buffer_pool_bytes % (sizes.buffer_pool_chunk_bytes * sizes.buffer_pool_instances), 0
             );
             prop_assert!(sizes.max_connections >= 20);
+            let most = if mysql { 0 } else { sizes.temporary_table_bytes };
+            prop_assert!(sizes.sort_buffer_bytes >= 256 << 10 && sizes.temporary_table_bytes >= 512 << 10);
+            prop_assert!((512 << 10) + sizes.sort_buffer_bytes + most <= sizes.session_bytes);
         }
 
         #[test]
@@ -194,6 +247,22 @@ mod tests {
             prop_assert!(large.max_connections >= small.max_connections);
             prop_assert!(large.open_tables >= small.open_tables);
         }
+    }
+
+    /// As `etc/instance.toml` tells.
+    #[test]
+    fn a_server_of_2_to_3_gibibytes_has_400_connections() {
+        let connections = |mebibytes: u64, flavor| {
+            Sizes::of(
+                Memory {
+                    bytes: mebibytes << 20,
+                },
+                flavor,
+            )
+            .max_connections
+        };
+        assert!((400..410).contains(&connections(2100, Flavor::Mariadb)));
+        assert!((400..410).contains(&connections(2500, Flavor::Mysql)));
     }
 
     #[test]

@@ -42,6 +42,20 @@ pub(crate) async fn until(what: &str, limit: Duration, mut condition: impl Async
     }
 }
 
+/// Named in the environment by who runs the tests without what some of them need: root, and the right to mount and to make
+/// namespaces. Without it such a test fails, so that none is left out unnoticed.
+const WITHOUT_ROOT_VARIABLE: &str = "MYSQL_SERVICE_TEST_WITHOUT_ROOT";
+
+/// Leaves a test out that needs root for that.
+pub(crate) fn needs_root(for_what: &str) {
+    assert!(
+        std::env::var_os(WITHOUT_ROOT_VARIABLE).is_some(),
+        "this test needs the right to {for_what}: run it as root, in a container with `--privileged`, or leave it out with \
+         {WITHOUT_ROOT_VARIABLE}=1"
+    );
+    eprintln!("left out: no right to {for_what}");
+}
+
 /// What was left out of a data directory on purpose.
 pub(crate) const LEFT_OUT_FILE: &str = ".mysql-service-left-out.json";
 

@@ -15,6 +15,7 @@ mod archive_faults;
 mod archives;
 mod backups;
 mod contents;
+mod crowds;
 mod damage;
 mod donors;
 mod fences;

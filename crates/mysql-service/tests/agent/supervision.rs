@@ -9,7 +9,7 @@ use sandbox::process::ProcessMark;
 use topology::Flavor;
 use topology::observation::{Receiver, ServerState};
 
-use crate::harness::{FakeMonitor, LIMIT, Setup, TestAgent, children_of, until};
+use crate::harness::{FakeMonitor, LIMIT, Setup, TestAgent, children_of, needs_root, until};
 use crate::on_both_flavors;
 use crate::starts::fails;
 
@@ -157,8 +157,7 @@ async fn a_server_that_cannot_run_is_started_with_growing_pauses(flavor: Flavor)
 async fn the_first_process_of_a_container_reaps_orphans_and_stops_its_server(flavor: Flavor) {
     let mut agent = TestAgent::prepare(Setup::of(flavor)).await;
     let Some(first) = agent.launch_as_first_process() else {
-        eprintln!("not tested: this user can make no namespace of processes");
-        return;
+        return needs_root("make a namespace of processes");
     };
     let report = agent.until_running().await;
     // A number of the namespace, which is small.

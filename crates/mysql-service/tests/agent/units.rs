@@ -32,10 +32,8 @@ fn complaints(directory: &Path, name: &str, text: &str) -> String {
 
 #[test]
 fn systemd_has_nothing_to_say_about_the_shipped_units() {
-    if Command::new("systemd-analyze").arg("--version").output().is_err() {
-        eprintln!("not tested: there is no systemd-analyze; on Debian it is in the package systemd");
-        return;
-    }
+    let version = Command::new("systemd-analyze").arg("--version").output();
+    version.expect("there is no systemd-analyze; on Debian it is in the package systemd");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/systemd");
     let directory = TempDir::new().unwrap();
     let mut units = 0;
