@@ -32,9 +32,10 @@ use crate::http;
 use crate::initialise;
 use crate::jobs::{Jobs, Tools};
 use crate::last_words;
+use crate::misfit;
 use crate::notes::Notes;
 use crate::replaying;
-use crate::report::{Reporter, Snapshot};
+use crate::report::{Reporter, Snapshot, Told};
 use crate::secrets::Secrets;
 use crate::server::Launcher;
 use crate::start::Starter;
@@ -80,7 +81,9 @@ pub async fn run(
     let (publish, snapshot) = watch::channel(before);
     let (archive, orders) = archiver::Parts::new(&config, binaries.flavor, &secrets, snapshot.clone());
     let (uncopied, looking) = uncopied::watch(&config, &binaries, &secrets, snapshot.clone());
-    let reporter = Reporter::new(&config, binaries.flavor, snapshot, archive.watched(), uncopied);
+    let (misfits, trying) = misfit::watch(&config.socket(), &secrets, snapshot.clone());
+    let told = Told { uncopied, misfits };
+    let reporter = Reporter::new(&config, binaries.flavor, snapshot, archive.watched(), told);
     let monitors = heartbeat::clients(&config.monitor, secrets.agent_token())?;
     let (driver, events) = mpsc::channel(64);
     let listener = TcpListener::bind(config.agent_listen)
@@ -115,6 +118,7 @@ pub async fn run(
     archiver::start(&archive, &mut around)?;
     around.spawn(replaying::tidy_up_when_running(&config, &secrets, &publish));
     around.spawn(looking);
+    around.spawn(trying);
     let manager = ServiceManager::of_environment();
     let announcement = announce(manager.clone(), publish.subscribe(), shutdown.clone());
     around.spawn(announcement);

@@ -127,7 +127,7 @@ async fn refuse_to_forget(parts: &Filling<'_>) -> anyhow::Result<()> {
         directory: config.data_directory.clone(),
         why: format!(
             "the cluster knows {} with data (incarnation {known}), but the directory is empty. Mount its volume; or, if \
-             the data is gone, unregister the instance or start its agent once with `--set force_new=true`",
+             the data is gone, unregister the instance or start its agent once with `--force-new`",
             config.id
         ),
     }

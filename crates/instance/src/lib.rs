@@ -68,5 +68,5 @@ pub mod xtrabackup;
 pub use agent::{Reloads, run};
 pub use data_directory::UnclearDirectory;
 pub use first_start::WishesError;
-pub use misfit::SecretsMisfit;
+pub use misfit::{SecretsMisfit, misfits};
 pub use user::UserRefusal;

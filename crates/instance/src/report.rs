@@ -59,8 +59,16 @@ impl Snapshot {
 pub(crate) struct Reporter {
     pub(crate) snapshot: watch::Receiver<Snapshot>,
     pub(crate) archive: ArchiveWatch,
-    uncopied: watch::Receiver<Vec<String>>,
+    told: Told,
     fixed: Arc<Fixed>,
+}
+
+/// What is looked for now and then, beside the driver.
+#[derive(Debug, Clone)]
+pub(crate) struct Told {
+    pub(crate) uncopied: watch::Receiver<Vec<String>>,
+    /// Passwords that the server refuses, a sentence each.
+    pub(crate) misfits: watch::Receiver<Vec<String>>,
 }
 
 /// Where the archiver's tasks publish.
@@ -86,12 +94,12 @@ impl Reporter {
         flavor: Flavor,
         snapshot: watch::Receiver<Snapshot>,
         archive: ArchiveWatch,
-        uncopied: watch::Receiver<Vec<String>>,
+        told: Told,
     ) -> Self {
         Self {
             snapshot,
             archive,
-            uncopied,
+            told,
             fixed: Arc::new(Fixed {
                 id: config.id.clone(),
                 address: config.address.clone(),
@@ -122,6 +130,7 @@ impl Reporter {
             .each_ref()
             .map(|(key, path)| (*key, disk(path)));
         let (key, disk) = scarcest(disks);
+        let detail = with_misfits(&snapshot, &self.told.misfits.borrow());
         let wall_clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         InstanceReport {
             format: api::FORMAT,
@@ -144,13 +153,14 @@ impl Reporter {
             replaying: replaying::is_marked(&self.fixed.config.data_directory),
             left_out: left_out::told(&self.fixed.config.id, &self.fixed.config.data_directory),
             uncopied: self
+                .told
                 .uncopied
                 .borrow()
                 .iter()
                 .take(UNCOPIED_TOLD)
                 .cloned()
                 .collect(),
-            detail: with_disk_warning(&snapshot.detail, key, disk, self.fixed.minimum_bytes),
+            detail: with_disk_warning(&detail, key, disk, self.fixed.minimum_bytes),
             server_pid: snapshot.server_pid,
             uptime_seconds: snapshot.server_pid.and_then(server::uptime_seconds),
             disk_free_bytes: disk.free_bytes,
@@ -160,6 +170,14 @@ impl Reporter {
             archive: archiver::report(&self.fixed.config, &self.archive.state, &self.archive.progress),
         }
     }
+}
+
+/// A server that does not run refuses nobody.
+fn with_misfits(snapshot: &Snapshot, misfits: &[String]) -> String {
+    let detail = std::iter::once(&snapshot.detail).filter(|detail| !detail.is_empty());
+    let misfits = misfits.iter().filter(|_| snapshot.state == ServerState::Running);
+    let all: Vec<&str> = detail.chain(misfits).map(String::as_str).collect();
+    all.join("; ")
 }
 
 /// A file system's size.
@@ -282,6 +300,17 @@ mod tests {
         assert!(said("", 200 << 20).contains("would not be started again"));
         assert!(said("x", 1 << 20).starts_with("x; the disk of binlog_directory is full"));
         assert_eq!(with_disk_warning("", "data_directory", Disk::default(), 1), "");
+    }
+
+    #[test]
+    fn a_password_that_does_not_fit_is_told_while_the_server_runs() {
+        let mut snapshot = Snapshot::before_the_start(None, Version::parse("10.11.19").unwrap());
+        let misfits = ["dba_passwd does not fit".to_owned()];
+        assert_eq!(with_misfits(&snapshot, &misfits), "");
+        snapshot.state = ServerState::Running;
+        assert_eq!(with_misfits(&snapshot, &misfits), "dba_passwd does not fit");
+        snapshot.detail = "x".to_owned();
+        assert_eq!(with_misfits(&snapshot, &misfits), "x; dba_passwd does not fit");
     }
 
     #[test]

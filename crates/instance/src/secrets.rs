@@ -22,6 +22,13 @@ impl Secrets {
         Ok((newer, Self { latest, token }))
     }
 
+    /// Waits until they are read again; for ever when nobody will.
+    pub(crate) async fn changed(&mut self) {
+        if self.latest.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// All of them, as they are now.
     pub(crate) fn now(&self) -> SecretFile {
         self.latest.borrow().clone()

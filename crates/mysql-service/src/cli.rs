@@ -319,6 +319,12 @@ pub(crate) struct Daemon {
 pub(crate) struct InstanceDaemon {
     #[command(flatten)]
     pub(crate) daemon: Daemon,
+    /// What the server may use of the machine's memory, such as `512M` or `4G` (key `memory`)
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+    /// Initialise an empty data directory although the cluster knows this instance with data (key `force_new`)
+    #[arg(long)]
+    pub(crate) force_new: bool,
     /// Settings of the server, such as `-- --max-connections=500`; those that the service depends on are refused
     #[arg(last = true, value_name = "--SETTING=VALUE")]
     pub(crate) server_arguments: Vec<String>,

@@ -29,7 +29,7 @@ pub(crate) fn instance(options: &InstanceDaemon) -> Result<(), Failure> {
     }
     let flags = |table: &mut Table| {
         lain_defaults(table);
-        server_arguments(&options.server_arguments, table);
+        instance_flags(options, table);
     };
     let read = || daemon::configuration("instance", &options.daemon, flags, InstanceConfig::parse);
     let config = read()?;
@@ -50,9 +50,15 @@ pub(crate) fn instance(options: &InstanceDaemon) -> Result<(), Failure> {
     })
 }
 
-/// What stands after `--`. The official images let the server's own name stand first.
-fn server_arguments(words: &[String], table: &mut Table) {
-    let settings = match words {
+/// The agent's own flags, and what stands after `--`. The official images let the server's own name stand first.
+fn instance_flags(options: &InstanceDaemon, table: &mut Table) {
+    if let Some(memory) = &options.memory {
+        table.insert("memory".to_owned(), Value::String(memory.clone()));
+    }
+    if options.force_new {
+        table.insert("force_new".to_owned(), Value::Boolean(true));
+    }
+    let settings = match options.server_arguments.as_slice() {
         [first, rest @ ..] if matches!(first.as_str(), "mysqld" | "mariadbd") => rest,
         all => all,
     };

@@ -45,8 +45,19 @@ async fn secrets_that_do_not_fit_end_a_fresh_start_and_leave_a_running_server_al
     agent.launch();
     let report = agent.until_running().await;
     assert!(report.detail.contains(SENTENCE), "{}", report.detail);
+    // So are those that the monitor and the replicas log in with.
+    let others = ["dba_passwd", "repl_passwd"].map(|key| SENTENCE.replace("root_passwd", key));
+    until("all of them are told", LIMIT, async || {
+        let detail = agent.report().await.unwrap().detail;
+        others.iter().all(|sentence| detail.contains(sentence.as_str()))
+    })
+    .await;
     let told = doctor(&agent);
-    assert!(told.contains("root_passwd does not fit the data"), "{told}");
+    assert!(told.contains(SENTENCE), "{told}");
+    assert!(
+        others.iter().all(|sentence| told.contains(sentence.as_str())),
+        "{told}"
+    );
     assert!(told.contains(": disk: "), "{told}");
     assert!(server.is_alive());
     let words = agent.path("run/agent.error");

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use topology::Flavor;
 use topology::gtid::Transactions;
 
-use crate::harness::{FakeMonitor, LIMIT, Setup, TestAgent, until};
+use crate::harness::{FakeMonitor, LIMIT, Setup, TestAgent, needs_root, until};
 use crate::on_both_flavors;
 
 on_both_flavors! {
@@ -255,7 +255,7 @@ async fn an_instance_that_had_data_is_not_made_anew(flavor: Flavor) {
     setup.monitor = Some(monitor.port);
     let mut agent = TestAgent::prepare(setup).await;
     let began = std::time::Instant::now();
-    refused(&mut agent, "--set force_new=true").await;
+    refused(&mut agent, "--force-new").await;
     assert_eq!(fs::read_dir(agent.path("data")).unwrap().count(), 0);
     // The monitor was told why.
     let (_, last) = monitor
@@ -265,9 +265,12 @@ async fn an_instance_that_had_data_is_not_made_anew(flavor: Flavor) {
 
     let file = agent.path("instance.toml");
     let text = fs::read_to_string(&file).unwrap();
-    fs::write(&file, format!("force_new = true\n{text}")).unwrap();
-    agent.launch();
+    agent.launch_with(|command| {
+        command.args(["--force-new", "--memory", "300M"]);
+    });
     agent.until_running().await;
+    let rendered = fs::read_to_string(agent.path("run/my.cnf")).unwrap();
+    assert!(rendered.contains("Memory: 300 MiB"), "{rendered}");
     // It is somebody else than whom the cluster knows, and says so.
     monitor
         .heard(began, "another incarnation", |report| {
@@ -322,9 +325,8 @@ async fn settings_of_ones_own_win_unless_they_are_protected(flavor: Flavor) {
 }
 
 async fn the_server_of_a_root_agent_runs_as_mysql(flavor: Flavor) {
-    if !rustix::process::geteuid().is_root() || instance::user::find("mysql").unwrap().is_none() {
-        // Nothing to see: without root nobody can become another user.
-        return;
+    if !rustix::process::geteuid().is_root() {
+        return needs_root("become another user");
     }
     let agent = TestAgent::prepare(Setup::of(flavor)).await;
     let file = agent.path("instance.toml");

@@ -5,9 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use instance::config::InstanceConfig;
-use instance::{last_words, server};
+use instance::{last_words, misfits, server};
 use mysql_client::credentials::SecretFile;
-use mysql_client::{Endpoint, Error, Server};
 use sandbox::ports;
 
 use super::{Finding, resources};
@@ -93,7 +92,7 @@ fn has_server(config: &InstanceConfig) -> bool {
     processes.is_ok_and(|found| !found.is_empty()) || UnixStream::connect(config.socket()).is_ok()
 }
 
-/// What an agent left, and whether root can log in with `secrets`, which are of `place`.
+/// What an agent left, and whether root, `dba` and `repl` can log in with `secrets`, which are of `place`.
 pub(super) async fn look_at(
     id: &str,
     run_directory: &Path,
@@ -115,25 +114,22 @@ pub(super) async fn look_at(
             "look as the user whom the directory belongs to",
         )),
     }
-    let root = match secrets.root() {
-        Ok(root) => root,
-        Err(error) => {
-            findings.push(Finding::fail(
-                format!("{id}: secrets"),
-                error.to_string(),
-                "do as it says",
-            ));
-            return findings;
-        }
-    };
-    let endpoint = Endpoint::Socket(socket.to_path_buf());
-    // One that does not run is told elsewhere.
-    if let Err(error @ Error::AccessDenied { .. }) = Server::connect(&endpoint, &root, LOGIN_LIMIT).await {
+    if let Err(error) = secrets.root() {
         findings.push(Finding::fail(
             format!("{id}: secrets"),
-            format!("root_passwd does not fit the data: {error}"),
-            format!("put the password back into {place} with which the data was made"),
+            error.to_string(),
+            "do as it says",
         ));
+        return findings;
     }
+    // A server that does not run is told elsewhere.
+    let misfits = misfits(socket, secrets, LOGIN_LIMIT).await;
+    findings.extend(misfits.iter().map(|misfit| {
+        Finding::fail(
+            format!("{id}: secrets"),
+            misfit.to_string(),
+            format!("put the right password into {place}"),
+        )
+    }));
     findings
 }
