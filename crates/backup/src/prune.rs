@@ -16,7 +16,7 @@ use crate::archive;
 use crate::catalogue::{self, CatalogueError};
 use crate::full::{FOLDER, MANIFEST_NAME, NOTE_NAME, Note};
 use crate::manifest::{BackupId, Manifest};
-use crate::store::{Object, Store, StoreError};
+use crate::store::{Object, Store, StoreError, UnfinishedUpload};
 
 /// What is to be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -218,6 +218,39 @@ pub fn remove_unfinished(store: &Store, remains: &[BackupId]) -> io::Result<u64>
     Ok(bytes)
 }
 
+/// Ends the uploads in parts that writers began who were killed: they take room, and no listing of a store that is no
+/// directory shows them. How many they were.
+///
+/// # Errors
+/// When the store fails. It is safe to try again.
+pub async fn end_unfinished_uploads(
+    store: &Store,
+    found: &[Found],
+    remains: &[BackupId],
+    now: Timestamp,
+) -> Result<usize, StoreError> {
+    let mut ended = 0;
+    for upload in store.unfinished_uploads().await? {
+        if is_abandoned(&upload, found, remains, now) {
+            store.end_unfinished(&upload).await?;
+            ended += 1;
+        }
+    }
+    Ok(ended)
+}
+
+/// Whether nobody works at an upload any more: it belongs to what an interrupted backup left, or it was begun long ago
+/// and to no backup that is being made.
+fn is_abandoned(upload: &UnfinishedUpload, found: &[Found], remains: &[BackupId], now: Timestamp) -> bool {
+    let folder = upload.object().strip_prefix(FOLDER);
+    let backup = folder.and_then(|rest| rest.strip_prefix('/')?.split('/').next());
+    let is = |id: &BackupId| backup == Some(id.as_str());
+    let is_being_made = |found: &Found| is(&found.id) && !found.complete;
+    let grace = i64::try_from(GRACE.as_secs()).unwrap_or(i64::MAX);
+    let is_old = upload.begun_unix_seconds.saturating_add(grace) < now.as_second();
+    remains.iter().any(is) || (is_old && !found.iter().any(is_being_made))
+}
+
 #[cfg(test)]
 mod tests {
     use jiff::SignedDuration;
@@ -361,6 +394,40 @@ mod tests {
         assert_eq!(days(&prunable.remains), [20, 21, 22]);
         assert_eq!(prunable.remains[2], all[3].id);
         assert_eq!(prunable.bytes, 30);
+    }
+
+    #[test]
+    fn an_upload_goes_when_nobody_works_at_it() {
+        let now: Timestamp = NOW.parse().unwrap();
+        let all = [
+            found(19, true, None),
+            found(20, false, Some("dead")),
+            found(21, false, Some("busy")),
+        ];
+        let remains = [all[1].id.clone()];
+        let table = [
+            ("full/2026_11_20_01_00_00_bak/0001.xbstream.zst", 1, true),
+            ("full/2026_11_21_01_00_00_bak/0001.xbstream.zst", 1, false),
+            // A backup of days.
+            ("full/2026_11_21_01_00_00_bak/0001.xbstream.zst", 100, false),
+            // Begun since the store was looked at; long gone; its note alone is left.
+            ("full/2026_11_22_02_59_59_bak/0001.xbstream.zst.age", 0, false),
+            ("full/2026_11_01_01_00_00_bak/0001.xbstream.zst.age", 25, true),
+            ("full/2026_11_19_01_00_00_bak/0001.xbstream.zst", 25, true),
+            // Binlogs that are put together.
+            ("binlog/mysql/a/binlog.000001/000-999.zst", 23, false),
+            ("binlog/mysql/a/binlog.000001/000-999.zst", 25, true),
+        ];
+        for (object, hours, expected) in table {
+            let upload = UnfinishedUpload {
+                note: String::new(),
+                object: object.to_owned(),
+                upload: String::new(),
+                begun_unix_seconds: now.as_second() - hours * 3600,
+            };
+            let goes = is_abandoned(&upload, &all, &remains, now);
+            assert_eq!(goes, expected, "{object}, {hours} hours ago");
+        }
     }
 
     #[test]

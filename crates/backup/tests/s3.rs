@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{Read as _, Write as _};
+use std::time::{Duration, Instant};
 
 use backup::full::claim_store;
 use backup::store::{PutOnce, Store, StoreError};
@@ -15,6 +16,37 @@ fn store_of(server: &S3Server, secret: &str) -> Store {
         &S3Server::options(server.port(), secret),
     )
     .unwrap()
+}
+
+async fn names(store: &Store) -> Vec<String> {
+    let objects = store.list("").await.unwrap();
+    objects.into_iter().map(|object| object.name).collect()
+}
+
+/// It neither finishes nor gives up: the store keeps its parts until somebody else ends it.
+async fn what_a_killed_writer_left_is_found_and_ended(store: &Store, content: &[u8]) {
+    let before = names(store).await;
+    let mut killed = store.upload("full/killed/0001").await.unwrap();
+    let copy = content.to_vec();
+    let killed = tokio::task::spawn_blocking(move || {
+        killed.write_all(&copy).unwrap();
+        killed
+    });
+    let killed = killed.await.unwrap();
+    let all = store.unfinished_uploads().await.unwrap();
+    let [left] = &all[..] else {
+        panic!("one is left");
+    };
+    assert_eq!(left.object(), "full/killed/0001");
+    for _ in 0..2 {
+        store.end_unfinished(left).await.unwrap();
+    }
+    assert_eq!(names(store).await, before);
+    let finished = tokio::task::spawn_blocking(move || killed.finish())
+        .await
+        .unwrap();
+    finished.expect_err("the store has let go of it");
+    assert_eq!(names(store).await, before);
 }
 
 #[test]
@@ -58,14 +90,14 @@ fn a_real_s3_server_keeps_what_is_written_once() {
         })
         .await
         .unwrap();
-        let names: Vec<_> = store
-            .list("")
-            .await
-            .unwrap()
-            .into_iter()
-            .map(|object| object.name)
-            .collect();
-        assert_eq!(names, ["a/b", "cluster.json", "large"]);
+        // Its end is told to the store beside everything else.
+        let begun = Instant::now();
+        while !store.unfinished_uploads().await.unwrap().is_empty() {
+            assert!(begun.elapsed() < Duration::from_mins(1), "it is not ended");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(names(&store).await, ["a/b", "cluster.json", "large"]);
+        what_a_killed_writer_left_is_found_and_ended(&store, &content).await;
         let mut reader = store.read("large").await.unwrap();
         let read = tokio::task::spawn_blocking(move || {
             let mut bytes = Vec::new();

@@ -5,9 +5,11 @@
 //! Names are relative to the store's prefix. What is written once is never written again: an object that is
 //! there already is compared, equal is done, different is an alarm.
 
+mod client;
 mod read;
 mod seal;
 mod unfinished;
+mod unfinished_uploads;
 mod upload;
 
 use std::error::Error;
@@ -24,20 +26,25 @@ use object_store::azure::MicrosoftAzureBuilder;
 use object_store::client::HttpError;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, ClientOptions, GetResult, ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, PutMode,
-    PutPayload, RetryConfig,
+    BackoffConfig, GetResult, ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, PutMode, PutPayload,
 };
+
+use self::client::{client, configure, of_parts, retry};
 
 pub use read::ObjectReader;
 pub use seal::{KeyError, Keys};
+pub use unfinished_uploads::UnfinishedUpload;
 pub use upload::Upload;
 
 /// An opened store. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
+    /// The same, for uploads whose own names are known; `None` of a directory.
+    multipart: Option<Arc<dyn MultipartStore>>,
     prefix: Path,
     url: String,
     keys: Arc<Keys>,
@@ -155,9 +162,6 @@ const BACKOFF: BackoffConfig = BackoffConfig {
     base: 2.0,
 };
 
-/// How long the store may say nothing in the middle of an answer.
-const SILENCE_LIMIT: Duration = Duration::from_secs(30);
-
 impl Store {
     /// Opens the store at a URL: `file:///directory` (made if absent), `s3://bucket/prefix`,
     /// `gs://bucket/prefix`, `az://container/prefix`. Credentials and endpoints come from the environment (for
@@ -174,7 +178,7 @@ impl Store {
         let _already = rustls::crypto::ring::default_provider().install_default();
         let parsed = url::Url::parse(url).map_err(|error| bad(error.to_string()))?;
         let (scheme, path) = ObjectStoreScheme::parse(&parsed).map_err(|error| bad(error.to_string()))?;
-        let objects: Arc<dyn ObjectStore> = match scheme {
+        let (objects, multipart) = match scheme {
             ObjectStoreScheme::Local => return Self::directory(&parsed),
             ObjectStoreScheme::AmazonS3 => {
                 let builder = configure(
@@ -187,7 +191,7 @@ impl Store {
                     .with_checksum_algorithm(Checksum::SHA256)
                     .with_retry(retry())
                     .with_client_options(client(options));
-                Arc::new(builder.build().map_err(|error| bad(error.to_string()))?)
+                of_parts(builder.build().map_err(|error| bad(error.to_string()))?)
             }
             ObjectStoreScheme::GoogleCloudStorage => {
                 let builder = GoogleCloudStorageBuilder::from_env().with_url(url);
@@ -196,7 +200,7 @@ impl Store {
                 });
                 let builder = builder.map_err(|error| bad(error.to_string()))?;
                 let builder = builder.with_retry(retry()).with_client_options(client(options));
-                Arc::new(builder.build().map_err(|error| bad(error.to_string()))?)
+                of_parts(builder.build().map_err(|error| bad(error.to_string()))?)
             }
             ObjectStoreScheme::MicrosoftAzure => {
                 let builder = MicrosoftAzureBuilder::from_env().with_url(url);
@@ -205,12 +209,13 @@ impl Store {
                 });
                 let builder = builder.map_err(|error| bad(error.to_string()))?;
                 let builder = builder.with_retry(retry()).with_client_options(client(options));
-                Arc::new(builder.build().map_err(|error| bad(error.to_string()))?)
+                of_parts(builder.build().map_err(|error| bad(error.to_string()))?)
             }
             _ => return Err(bad("use file://, s3://, gs:// or az://".to_owned())),
         };
         Ok(Self {
             objects,
+            multipart: Some(multipart),
             prefix: path,
             url: without_credentials(url),
             keys: Arc::default(),
@@ -248,6 +253,7 @@ impl Store {
         let objects = LocalFileSystem::new_with_prefix(&path).map_err(|error| bad(error.to_string()))?;
         Ok(Self {
             objects: Arc::new(objects.with_fsync(true)),
+            multipart: None,
             prefix: Path::default(),
             url: url.to_string(),
             keys: Arc::default(),
@@ -526,43 +532,6 @@ fn generic(error: std::io::Error) -> object_store::Error {
     object_store::Error::Generic {
         store: "age",
         source: Box::new(error),
-    }
-}
-
-/// Applies options to a builder; those of the HTTP client are handled apart.
-fn configure<B>(
-    builder: B,
-    options: &[(String, String)],
-    set: impl Fn(B, &str, &str) -> Result<B, object_store::Error>,
-) -> Result<B, object_store::Error> {
-    options
-        .iter()
-        .filter(|(key, _)| key != ALLOW_HTTP)
-        .try_fold(builder, |builder, (key, value)| set(builder, key, value))
-}
-
-/// The option that allows a store without TLS, for stores on the same machine or network.
-const ALLOW_HTTP: &str = "allow_http";
-
-fn client(options: &[(String, String)]) -> ClientOptions {
-    let allow_http = options
-        .iter()
-        .any(|(key, value)| key == ALLOW_HTTP && value == "true")
-        || std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value == "true");
-    ClientOptions::new()
-        .with_allow_http(allow_http)
-        .with_connect_timeout(Duration::from_secs(5))
-        .with_read_timeout(SILENCE_LIMIT)
-        // The whole of a large part on a slow line; silence is what ends a request.
-        .with_timeout(Duration::from_mins(10))
-}
-
-fn retry() -> RetryConfig {
-    RetryConfig {
-        backoff: BACKOFF,
-        // The time is the limit: ten tries, its default, are over within seconds, and this many never are.
-        max_retries: 1000,
-        retry_timeout: RETRY_LIMIT,
     }
 }
 

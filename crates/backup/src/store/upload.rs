@@ -3,10 +3,11 @@
 use std::io::{self, Write};
 
 use age::stream::StreamWriter;
-use object_store::{MultipartUpload, ObjectStoreExt as _, PutPayload};
+use object_store::multipart::PartId;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
+use super::unfinished_uploads::Begun;
 use super::{Store, StoreError, generic, seal};
 
 /// Bytes of a part. A store takes at most 10,000 parts: 160 GB for one object. Two parts are in memory.
@@ -42,7 +43,7 @@ impl Store {
         } else {
             self.path(name)
         };
-        let begun = self.objects.put_multipart(&path).await;
+        let begun = self.begin_upload(&path).await?;
         let part_bytes = if self.directory.is_some() {
             LOCAL_PART_BYTES
         } else {
@@ -51,7 +52,7 @@ impl Store {
         let parts = Parts {
             name: name.to_owned(),
             handle: Handle::current(),
-            upload: Some(begun.map_err(|source| self.error("write", name, source))?),
+            upload: Some(begun),
             part_bytes,
             buffer: Vec::new(),
             in_flight: None,
@@ -106,11 +107,11 @@ struct Parts {
     name: String,
     handle: Handle,
     /// `None` once the upload has ended.
-    upload: Option<Box<dyn MultipartUpload>>,
+    upload: Option<Begun>,
     part_bytes: usize,
     buffer: Vec<u8>,
     /// The part before, on its way.
-    in_flight: Option<JoinHandle<object_store::Result<()>>>,
+    in_flight: Option<JoinHandle<object_store::Result<Option<PartId>>>>,
 }
 
 impl Parts {
@@ -131,20 +132,20 @@ impl Parts {
             && !self.buffer.is_empty()
         {
             let content = std::mem::take(&mut self.buffer);
-            let part = upload.put_part(PutPayload::from(content));
-            self.in_flight = Some(self.handle.spawn(part));
+            self.in_flight = Some(self.handle.spawn(upload.send(content)));
         }
         Ok(())
     }
 
     fn wait(&mut self) -> object_store::Result<()> {
-        match self.in_flight.take() {
-            None => Ok(()),
-            Some(part) => self
-                .handle
-                .block_on(part)
-                .map_err(|source| object_store::Error::JoinError { source })?,
+        if let Some(part) = self.in_flight.take() {
+            let sent = self.handle.block_on(part);
+            let part = sent.map_err(|source| object_store::Error::JoinError { source })??;
+            if let Some(upload) = &mut self.upload {
+                upload.arrived(part);
+            }
         }
+        Ok(())
     }
 }
 
@@ -174,8 +175,7 @@ impl Drop for Parts {
             self.handle.spawn(async move {
                 if let Err(error) = upload.abort().await {
                     tracing::warn!(
-                        "cannot remove the unfinished upload of {name}: {error}; in a directory `backup prune` does, \
-                         elsewhere the store's own rule for incomplete uploads"
+                        "cannot remove the unfinished upload of {name}: {error}; `backup prune` does"
                     );
                 }
             });

@@ -113,6 +113,10 @@ async fn look_and_remove(
         for segment in &segments {
             archive::remove(store, segment).await?;
         }
+        let ended = prune::end_unfinished_uploads(store, &found, &prunable.remains, Timestamp::now()).await?;
+        if ended > 0 {
+            tracing::info!("ended {ended} uploads to the backup store that were left unfinished");
+        }
         let unfinished = prune::remove_unfinished(store, &prunable.remains)
             .with_context(|| format!("remove half-written files from {}", store.url()))?;
         if unfinished > 0 {

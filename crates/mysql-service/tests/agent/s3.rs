@@ -1,5 +1,6 @@
 //! Backups on a real S3 server, encrypted, over a line that is slow and breaks.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -99,6 +100,44 @@ async fn list_here(agent: &TestAgent) -> (i32, String) {
     (done.status.code().unwrap(), String::from_utf8(said).unwrap())
 }
 
+/// Nothing but the next removal ends the uploads of an agent that was killed.
+async fn what_a_killed_agent_left_goes_with_a_removal(agent: &mut TestAgent, kept: &Store) {
+    let of_backups = async || {
+        let left = kept.unfinished_uploads().await.unwrap();
+        left.iter()
+            .filter(|one| one.object().starts_with("full/"))
+            .count()
+    };
+    assert_eq!(of_backups().await, 0, "what was finished is not left");
+    agent.submit("killed", slow_backup()).await.unwrap();
+    until("its uploads are begun", LIMIT, async || of_backups().await > 0).await;
+    agent.kill_and_wait().await;
+    agent.launch();
+    agent.until_running().await;
+    assert!(of_backups().await > 0);
+    let prune = Work::PruneBackups {
+        keep_count: None,
+        keep_days: None,
+        dry_run: false,
+    };
+    agent.run_job("prune", prune).await;
+    assert_eq!(of_backups().await, 0);
+    // The server shows a folder that is empty, too.
+    let objects = kept.list("full").await.unwrap();
+    let backups: BTreeSet<&str> = objects
+        .iter()
+        .filter_map(|one| one.name.split('/').nth(1))
+        .collect();
+    assert_eq!(backups.len(), 1, "{backups:?}");
+}
+
+fn slow_backup() -> Work {
+    Work::FullBackup {
+        archive: Archive::Xbstream,
+        limit_bytes_per_second: Some(200_000),
+    }
+}
+
 async fn a_server_is_copied_to_s3_and_restored_from_it(flavor: Flavor) {
     let mut s3 = S3Server::start().unwrap();
     let line = Line::start(s3.port()).await;
@@ -122,11 +161,7 @@ async fn a_server_is_copied_to_s3_and_restored_from_it(flavor: Flavor) {
 
     // It dies while the copy is on its way, and comes back.
     line.delays_by(20);
-    let slow = Work::FullBackup {
-        archive: Archive::Xbstream,
-        limit_bytes_per_second: Some(200_000),
-    };
-    agent.submit("backup", slow).await.unwrap();
+    agent.submit("backup", slow_backup()).await.unwrap();
     until("bytes were copied", LIMIT, async || {
         agent.job("backup").await.extent.done_bytes > 0
     })
@@ -164,6 +199,7 @@ async fn a_server_is_copied_to_s3_and_restored_from_it(flavor: Flavor) {
         .iter()
         .find(|object| object.name.contains(".zst") && !object.sealed);
     assert_eq!(readable, None);
+    what_a_killed_agent_left_goes_with_a_removal(&mut agent, &kept).await;
 
     // Whom the server does not let in begins nothing.
     monitor.answer(|reply| reply.archive = None);
