@@ -339,6 +339,11 @@ fn restorable(window: &ArchiveWindow, style: Style) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "  {}", style.red(&line));
     }
+    if !window.missing.is_empty() {
+        text.push_str(
+            "  What was committed after them can be restored only from a full backup made after them: make one now\n",
+        );
+    }
     text
 }
 
@@ -505,7 +510,7 @@ mod tests {
             "| full | 0 3 * * * | 2026-11-23T03:00:00Z | -   | -         |",
             "| full_backup | mysql-server-2 | 60 min ago | 7 s  | failed: the store is full |",
             "Restorable: from 2026-11-22T04:00:12Z to 2026-11-22T05:00:00Z",
-            "missing: 0-1-17",
+            "missing: 0-1-17\n  What was committed after them can be restored only from a full backup",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
