@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -14,6 +14,23 @@ use rustix::fs::{Gid, Uid};
 /// # Errors
 /// What the operating system says.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    write(path, bytes, mode, None)
+}
+
+/// The same for a file that is there and keeps its mode and its owner: one of the server's.
+///
+/// # Errors
+/// What the operating system says.
+pub(crate) fn replace_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let as_before = fs::metadata(path)?;
+    let owner = Owner {
+        uid: as_before.uid(),
+        gid: as_before.gid(),
+    };
+    write(path, bytes, as_before.mode() & 0o7777, Some(owner))
+}
+
+fn write(path: &Path, bytes: &[u8], mode: u32, owner: Option<Owner>) -> io::Result<()> {
     let directory = path
         .parent()
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path has no directory"))?;
@@ -30,12 +47,15 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Resu
     // The process's mask may have taken bits away.
     file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(bytes)?;
+    if let Some(owner) = owner {
+        give(&new, owner)?;
+    }
     file.sync_all()?;
     fs::rename(&new, path)?;
     sync_directory(directory)
 }
 
-/// The name under which [`write_atomically`] prepares the file of this name, beside it: a crash may leave it there.
+/// The name under which [`write_atomically`] and [`replace_atomically`] prepare the file of this name, beside it: a crash may leave it there.
 pub(crate) fn unfinished_name(name: &OsStr) -> OsString {
     let mut new = name.to_os_string();
     new.push(".new");

@@ -18,7 +18,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read as _};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use mysql_client::binlog::{
@@ -28,7 +27,7 @@ use mysql_client::binlog::{
 use topology::ServerId;
 use topology::gtid::MariadbGtid;
 
-use crate::files::{self, Owner};
+use crate::files;
 
 /// What the binlog and the relay log say of the last definition.
 #[derive(Debug)]
@@ -110,18 +109,7 @@ pub(crate) fn look(binlogs: &Path, relay_logs: &Path, own: ServerId) -> io::Resu
 pub(crate) fn mend(binlogs: &Path, logged: &Logged) -> io::Result<()> {
     // A server that stopped in good order notes here what it has logged, and believes it; else it reads the file itself.
     files::remove_durably(&binlogs.join("binlog.state"))?;
-    let as_before = fs::metadata(&logged.file)?;
-    let new = logged.file.with_file_name("binlog.mended");
-    fs::write(&new, &logged.content)?;
-    fs::set_permissions(&new, fs::Permissions::from_mode(as_before.mode() & 0o7777))?;
-    let owner = Owner {
-        uid: as_before.uid(),
-        gid: as_before.gid(),
-    };
-    files::give(&new, owner)?;
-    File::open(&new)?.sync_all()?;
-    fs::rename(&new, &logged.file)?;
-    files::sync_directory(binlogs)
+    files::replace_atomically(&logged.file, &logged.content)
 }
 
 /// `Some(false)`: both are the same statement. `Some(true)`: the recovery did a part of it that can be done again.

@@ -15,13 +15,13 @@ use crate::binaries::Binaries;
 use crate::closed_binlog;
 use crate::config::InstanceConfig;
 use crate::configuration_file::{self, Purpose, Settings};
-use crate::empty_source_note;
 use crate::error_log;
 use crate::first_start::Wishes;
 use crate::identity::Identity;
 use crate::initialise::prepare_directories;
 use crate::memory;
 use crate::notes::{Notes, ServerProcess};
+use crate::replication_files;
 use crate::report::check_disk;
 use crate::server::{self, Launcher, Process};
 use crate::torn_binlog;
@@ -107,24 +107,29 @@ impl Starter {
             .await
     }
 
-    /// Takes away what a kill left half done in MariaDB's files, and what the server itself does not mend: of an event
-    /// at the end of the newest binlog, and of the note of whom it follows.
+    /// Takes away what a kill left half done in the server's files, and what the server itself does not mend: of an event
+    /// at the end of MariaDB's newest binlog, and of the files of replication.
     ///
     /// # Errors
     /// When a file cannot be read or written.
     pub(crate) fn mend_after_kill(&self) -> anyhow::Result<()> {
-        if self.binaries.flavor != Flavor::Mariadb {
-            return Ok(());
+        let config = &self.config;
+        let of_replication = "look at the files of replication";
+        let mut mended = Vec::new();
+        // A directory that somebody chose may be another server's, too.
+        if config.temporary_directory.is_none() {
+            mended.extend(replication_files::remove_temporary(&config.temporary()).context(of_replication)?);
         }
-        if empty_source_note::remove(&self.config.data_directory)
-            .context("look at whom the server follows")?
-        {
-            tracing::warn!(
-                "the server was killed when it was about to follow another one; its empty note of that was removed"
-            );
+        if self.binaries.flavor == Flavor::Mariadb {
+            let (data, relay_logs) = (&config.data_directory, &config.relay_log_directory);
+            mended.extend(replication_files::mend(data, relay_logs).context(of_replication)?);
         }
-        if let Some(torn) =
-            torn_binlog::mend(&self.config.binlog_directory).context("look at the newest binlog")?
+        for mended in mended {
+            tracing::warn!("{mended}");
+        }
+        if self.binaries.flavor == Flavor::Mariadb
+            && let Some(torn) =
+                torn_binlog::mend(&config.binlog_directory).context("look at the newest binlog")?
         {
             tracing::warn!(
                 file = %torn.file.display(), end = torn.end, bytes = torn.bytes,

@@ -6,6 +6,7 @@
 //! stop the applier, then the rest.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -19,7 +20,7 @@ use crate::error::{Error, code};
 use crate::observe::{channel, replication};
 use crate::server::Server;
 use crate::statements::{
-    CHANGE_RECEIVER, CHANGE_SOURCE, FORGET_SOURCE, REPLICATION_STATUS, ROTATE_RELAY_LOG,
+    CHANGE_RECEIVER, CHANGE_SOURCE, FORGET_SOURCE, REPLICATION_STATUS, ROTATE_RELAY_LOG, SELECT_APPLIER_FILE,
     SELECT_TRANSACTIONS_AT_HAND, SOURCE_HOST, SOURCE_PASSWORD, SOURCE_PORT, SOURCE_SSL, SOURCE_SSL_CA,
     SOURCE_SSL_VERIFY, SOURCE_USER, START_APPLIER, START_RECEIVER, START_REPLICATION, STATUS_APPLIED,
     STATUS_FILE_APPLIED, STATUS_FILE_READ, STATUS_READ, STATUS_RECEIVED, STOP_APPLIER, STOP_RECEIVER,
@@ -162,6 +163,13 @@ impl Server {
     /// Makes the server follow nobody. Both threads are stopped; harmless when it follows nobody already.
     pub async fn forget_source(&mut self) -> Result<(), Error> {
         self.execute_threads(FORGET_SOURCE.of(self.flavor)).await
+    }
+
+    /// The relay log file at which the applier stands, by the note in a table of MySQL's; one that is not absolute counts
+    /// from the data directory. `None` on a server that received nothing yet, and on MariaDB, whose note is a file.
+    pub async fn applier_file(&mut self) -> Result<Option<PathBuf>, Error> {
+        let file = self.query_value(SELECT_APPLIER_FILE.of(self.flavor)).await?;
+        Ok(file.map(PathBuf::from))
     }
 
     /// Waits until the server has applied all of `what`, at most for `limit`; returns whether it has.

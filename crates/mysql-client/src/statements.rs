@@ -44,6 +44,9 @@ statements! {
     ROTATE_RELAY_LOG:    "FLUSH LOCAL RELAY LOGS"                | "FLUSH LOCAL RELAY LOGS";
     FORGET_SOURCE:       "RESET SLAVE ALL"                       | "RESET REPLICA ALL";
     REPLICATION_STATUS:  "SHOW SLAVE STATUS"                     | "SHOW REPLICA STATUS";
+    // The relay log file at which the applier stands; MariaDB notes it in a file.
+    SELECT_APPLIER_FILE: "SELECT NULL"                           | "SELECT Relay_log_name FROM mysql.slave_relay_log_info \
+                                                                    WHERE Channel_name = '' AND Relay_log_name <> ''";
     // The transactions that the receiver or the applier is in the middle of; on MariaDB nobody needs to know.
     SELECT_TRANSACTIONS_AT_HAND: "SELECT NULL"                   | "SELECT QUEUEING_TRANSACTION \
                                                                     FROM performance_schema.replication_connection_status \

@@ -2,6 +2,7 @@
 
 use crate::secrets::Secrets;
 use mysql_client::{Endpoint, Error};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -10,6 +11,7 @@ use super::stopping::Left;
 use super::{Answer, READY_POLL, Refusal, Request};
 use crate::accounts::{self, AdministerError};
 use crate::fence::Closed;
+use crate::replication_files;
 use crate::sessions::RootSessions;
 
 /// How a job ended.
@@ -34,6 +36,27 @@ pub(super) enum Done {
     Replied,
     /// What was done so that this server is not the master while it is stopped.
     Left(Left),
+}
+
+/// Waits until a server answers that was just started on the directory, logs root in, and mends what a kill left.
+pub(super) async fn answer_first(endpoint: Endpoint, secrets: Secrets, data_directory: PathBuf) -> Done {
+    let done = answer(endpoint, secrets, false).await;
+    if let Done::Answered(Ok(sessions)) = &done {
+        match mend(sessions, &data_directory).await {
+            Ok(false) => {}
+            Ok(true) => tracing::warn!(
+                "the server was killed when it threw its relay logs away: it follows nobody until the monitor has it \
+                 follow again"
+            ),
+            Err(error) => tracing::error!("look whether replication can go on: {error:#}"),
+        }
+    }
+    done
+}
+
+async fn mend(sessions: &RootSessions, data_directory: &Path) -> anyhow::Result<bool> {
+    let mut server = sessions.local().await?;
+    replication_files::mend_started(&mut server, data_directory).await
 }
 
 /// Waits until the server answers, and logs root in.

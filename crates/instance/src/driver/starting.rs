@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use topology::Flavor;
 use topology::observation::ServerState;
 
-use super::jobs::answer;
+use super::jobs::{answer, answer_first};
 use super::{Driver, Phase};
 use crate::definition_recovery;
 use crate::error_log::ErrorLog;
@@ -60,8 +60,14 @@ impl Driver {
     pub(super) fn begin(&mut self, process: Process, adopted: bool) {
         self.notes.server = ServerProcess::of(process.pid());
         self.save_notes();
-        self.jobs
-            .push(Box::pin(answer(self.endpoint(), self.secrets.clone(), adopted)));
+        let (endpoint, secrets) = (self.endpoint(), self.secrets.clone());
+        if adopted {
+            self.jobs.push(Box::pin(answer(endpoint, secrets, true)));
+        } else {
+            let data_directory = self.starter.config.data_directory.clone();
+            self.jobs
+                .push(Box::pin(answer_first(endpoint, secrets, data_directory)));
+        }
         self.phase = Phase::Starting { process, adopted };
         // Whoever rotates logs had no agent to tell.
         self.logs_were_moved = adopted;

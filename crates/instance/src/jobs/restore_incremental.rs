@@ -379,10 +379,35 @@ async fn replay<H: History>(
     // ▲ Before the marker is there: what puts an interrupted replay's settings back ends what is followed.
     refuse_follower(&mut server).await.map_err(not_replayed)?;
     replaying::begin().await;
+    let replayed = replay_marked(tools, job, &mut server, history, wish, summary, skipped).await;
+    // ▲ From `begin` on nobody else of this process does it, whatever went wrong: the session may be in the middle of a
+    // call, or gone with the server.
+    if replayed.is_err() && replaying::is_marked(&tools.config.data_directory) {
+        let snapshot = tools.reporter.snapshot.clone();
+        let tidied = replaying::tidy_up_after_failure(&tools.config, &tools.secrets, snapshot).await;
+        if let Err(error) = tidied {
+            job.warn(format!(
+                "the server's settings could not be put back: {error:#}. Replay again, or restart the agent"
+            ));
+        }
+    }
+    replayed
+}
+
+/// The marker is there while the server's settings are not its own, and stays when this fails.
+async fn replay_marked<H: History>(
+    tools: &Tools,
+    job: &Arc<Job>,
+    server: &mut Server,
+    history: H,
+    wish: &Wish,
+    summary: &Summary,
+    skipped: &BTreeSet<Gtid>,
+) -> Result<(), JobError> {
     let data_directory = &tools.config.data_directory;
     let interrupted = Marker::load(data_directory)?;
     let is_new = interrupted.is_none();
-    let mut before = settings_before(&mut server).await?;
+    let mut before = settings_before(server).await?;
     // A replay before this one did not come to its end: what it found is what counts.
     before.extend(interrupted.map(|marker| marker.before).unwrap_or_default());
     Marker::new(before.clone())?.store(data_directory)?;
@@ -409,21 +434,11 @@ async fn replay<H: History>(
         let done = share / u128::from(summary.transactions.max(1));
         job.done(u64::try_from(done).unwrap_or(u64::MAX));
     };
-    let applied = tokio::select! {
-        applied = apply(&mut server, history, wish, &before, progress) => applied,
+    tokio::select! {
+        applied = apply(server, history, wish, &before, progress) => applied,
         () = job.until_cancelled() => Err(ReplayError::Stopped("it was cancelled".to_owned())),
-    };
-    if applied.is_err() {
-        // The session may be in the middle of a call, or gone with the server.
-        let snapshot = tools.reporter.snapshot.clone();
-        let tidied = replaying::tidy_up_after_failure(&tools.config, &tools.secrets, snapshot).await;
-        if let Err(error) = tidied {
-            job.warn(format!(
-                "the server's settings could not be put back: {error:#}. Replay again, or restart the agent"
-            ));
-        }
     }
-    applied.map_err(not_replayed)?;
+    .map_err(not_replayed)?;
     Marker::remove(data_directory)?;
     Ok(())
 }

@@ -20,6 +20,7 @@ on_both_flavors! {
     a_server_that_cannot_run_is_started_with_growing_pauses;
     the_first_process_of_a_container_reaps_orphans_and_stops_its_server;
     an_agent_keeps_no_freed_memory_and_its_server_is_told_nothing_of_that;
+    a_server_killed_when_it_threw_its_relay_logs_away_follows_again;
 }
 
 /// An agent speaks again so long after it was answered, and at once when its server has ended.
@@ -223,6 +224,49 @@ async fn a_server_killed_when_it_was_about_to_follow_another_does_so_when_it_is_
     let seen = dba.observe(Depth::Ordinary).await.unwrap();
     assert_eq!(seen.replication.unwrap().source, nowhere);
     assert!(agent.log().contains("its empty note of that was removed"));
+}
+
+async fn a_server_killed_when_it_threw_its_relay_logs_away_follows_again(flavor: Flavor) {
+    let agent = TestAgent::start(Setup::of(flavor)).await;
+    let server = agent.server().await;
+    let (nowhere, login) = ("127.0.0.1:1".parse().unwrap(), agent.secrets.repl().unwrap());
+    let mut root = agent.root().await;
+    root.point_at(&nowhere, &login).await.unwrap();
+    // As `RESET` leaves it for a moment: the file at which the applier stands is not there.
+    match flavor {
+        Flavor::Mariadb => {
+            let (note, received) = (
+                agent.path("data/relay-log.info"),
+                agent.path("relay_log/relay.000001"),
+            );
+            let text = std::fs::read_to_string(note).unwrap();
+            assert!(text.contains(received.to_str().unwrap()), "{text}");
+            std::fs::remove_file(received).unwrap();
+        }
+        Flavor::Mysql => {
+            agent.allow_writes().await;
+            let sql = "UPDATE mysql.slave_relay_log_info SET Relay_log_name = CONCAT(Relay_log_name, '1')";
+            root.execute(sql).await.unwrap();
+            let file = root.applier_file().await.unwrap().unwrap();
+            assert_eq!(file, agent.path("relay_log/relay.0000011"));
+        }
+    }
+    // An applier that was just starting.
+    std::fs::write(agent.path("slow_log/tmp/SQL_LOAD-of-a-killed-one"), "").unwrap();
+    server.signal(Signal::KILL).unwrap();
+    agent.until_another_runs(&server).await;
+    let mut dba = agent.dba().await;
+    dba.point_at(&nowhere, &login).await.unwrap();
+    dba.start_replication().await.unwrap();
+    until("the applier runs", LIMIT, async || {
+        let seen = agent.dba().await.observe(Depth::Ordinary).await.unwrap();
+        seen.replication
+            .is_some_and(|replication| replication.applier_running)
+    })
+    .await;
+    let log = agent.log();
+    assert!(log.contains("threw its relay logs away"), "{log}");
+    assert!(log.contains("removed 1 temporary files"), "{log}");
 }
 
 async fn an_agent_keeps_no_freed_memory_and_its_server_is_told_nothing_of_that(flavor: Flavor) {
