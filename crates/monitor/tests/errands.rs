@@ -20,7 +20,7 @@ use topology::observation::ServerState;
 
 use fake_agent::{FakeAgent, TOKEN};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// A monitor of one instance without a role.
 struct Monitor {

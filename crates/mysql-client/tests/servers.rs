@@ -220,7 +220,7 @@ impl Pair {
         let began = Instant::now();
         let limit = Duration::from_millis(300);
         assert!(!self.dba_two.wait_until_applied(&written, limit).await.unwrap());
-        assert!(began.elapsed() >= limit && began.elapsed() < Duration::from_secs(5));
+        assert!(began.elapsed() >= limit && began.elapsed() < Duration::from_mins(1));
         let refused = self.dba_two.wait_until_drained(limit).await;
         assert!(matches!(refused, Err(Error::Replication(_))), "{refused:?}");
 
@@ -303,7 +303,7 @@ impl Pair {
 
         let began = Instant::now();
         assert_eq!(self.dba_one.set_read_only(true).await.unwrap(), ReadOnly::Blocked);
-        assert!(began.elapsed() < Duration::from_secs(30));
+        assert!(began.elapsed() < Duration::from_mins(2));
         assert!(!self.look_at_one().await.read_only);
 
         self.dba_two.start_receiver().await.unwrap();
@@ -604,7 +604,7 @@ impl Pair {
             .await
             .unwrap_err();
         assert!(matches!(login, Error::Deadline { .. }), "{login:?}");
-        assert!(began.elapsed() < Duration::from_secs(20));
+        assert!(began.elapsed() < Duration::from_mins(2));
         self.one.signal(Signal::CONT).unwrap();
 
         // A call that is dropped before its end leaves no answer for the next one to take for its own.

@@ -39,7 +39,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const SETTLING_LIMIT: Duration = Duration::from_secs(2);
 
 /// What one request to the monitor may take.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
+const REQUEST_DEADLINE: Duration = Duration::from_secs(20);
 
 /// How long a daemon that ended stays down before it is started again: one that ends at once must not take the
 /// machine with it.
@@ -288,7 +288,7 @@ impl Cluster {
     /// When there is none to be had.
     pub async fn connect(&self, address: &Address) -> Result<Server, mysql_client::Error> {
         /// A new connection may wait for the end of a switchover.
-        const LIMIT: Duration = Duration::from_secs(10);
+        const LIMIT: Duration = Duration::from_mins(1);
         let login = Login::new(APPLICATION, Password::new(self.application_password.clone()));
         Server::connect(&Endpoint::Tcp(address.clone()), &login, LIMIT).await
     }

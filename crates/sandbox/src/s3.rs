@@ -16,7 +16,7 @@ use crate::process::{Managed, last_lines};
 const FOLDER_VARIABLE: &str = "MYSQL_SERVICE_S3_SERVER";
 
 /// It takes some four seconds; on a machine that runs every other test, too, more.
-const START_LIMIT: Duration = Duration::from_mins(1);
+const START_LIMIT: Duration = Duration::from_mins(3);
 
 /// How often it is asked whether it answers.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);

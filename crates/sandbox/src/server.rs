@@ -25,7 +25,7 @@ use crate::process::{Managed, last_lines};
 use crate::template;
 
 /// A server answers within a second; on a machine that runs every other test, too, within some ten.
-const START_LIMIT: Duration = Duration::from_mins(1);
+const START_LIMIT: Duration = Duration::from_mins(3);
 const STOP_LIMIT: Duration = Duration::from_mins(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const DEADLINE: Duration = Duration::from_secs(10);

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use topology::Flavor;
 
-pub(crate) const LIMIT: Duration = Duration::from_mins(1);
+pub(crate) const LIMIT: Duration = Duration::from_mins(3);
 
 /// A server whose binlog files are short.
 pub(crate) async fn start(flavor: Flavor) -> BareServer {

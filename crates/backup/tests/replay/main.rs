@@ -218,6 +218,8 @@ async fn worked_source(flavor: Flavor, place: &Place) -> (BareServer, Vec<(Done,
     let source = BareServer::start_with(flavor, work::SETTINGS).await.unwrap();
     let mut archiver = Archiver::start(&source, &place.store);
     let mut root = source.connect_as_root().await.unwrap();
+    // Some statements write 17 MB.
+    root.set_deadline(std::time::Duration::from_mins(3));
     assert_eq!(root.set_read_only(false).await.unwrap(), ReadOnly::Done);
     // A session with a prepared transaction cannot look at tables.
     let mut other = source.connect_as_root().await.unwrap();

@@ -76,7 +76,7 @@ impl FakeAgent {
 
     /// Waits for the one job that it was asked for.
     pub(crate) async fn only_job(&self) -> JobDocument {
-        for _ in 0..500 {
+        for _ in 0..3000 {
             if let [only] = self.jobs().as_slice() {
                 return only.clone();
             }

@@ -57,7 +57,7 @@ pub(crate) async fn eventually<T>(
     what: &str,
     mut condition: impl AsyncFnMut() -> Result<Option<T>, Error>,
 ) -> T {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + Duration::from_mins(2);
     loop {
         if let Some(found) = condition().await.unwrap() {
             return found;

@@ -411,6 +411,7 @@ async fn a_locked_replica_cannot_acknowledge(flavor: Flavor) {
         .await
         .unwrap();
     let before = master.dba().await.transactions().await.unwrap();
+    application.set_deadline(2 * LIMIT);
     let write = tokio::spawn(async move {
         application.execute("INSERT INTO app.t VALUES (2)").await.unwrap();
     });

@@ -52,7 +52,7 @@ async fn a_killed_server_comes_back_read_only_and_the_monitor_hears_at_once(flav
     // A loaded machine may take back a server's memory for longer than a beat: one of a few is enough, as an agent that
     // speaks on its beat alone never is before it.
     let mut at_once = false;
-    for _ in 0..3 {
+    for _ in 0..5 {
         let server = agent.server().await;
         // What is heard before the next beat is due was not told by the beat.
         let (beat, _) = monitor

@@ -141,6 +141,7 @@ async fn a_copy_of_xtrabackup_has_what_waited_for_an_acknowledgement() {
         .await
         .unwrap();
     let mut waiter = agent.root().await;
+    waiter.set_deadline(LIMIT);
     let waiting = tokio::spawn(async move { waiter.execute("INSERT INTO app.t VALUES (2)").await });
     until("it waits for its acknowledgement", LIMIT, async || {
         let status = root.query("SHOW GLOBAL STATUS LIKE 'Rpl_semi_sync_source_wait_sessions'");

@@ -30,11 +30,11 @@ async fn the_archive_follows_the_roles_and_tells_what_is_missing(flavor: Flavor)
 
     // The roles move, and back, while it is written.
     more_than_a_begin_is_archived(&cluster, &store, "mysql-server-2").await;
-    cluster.run(&["switchover", "--yes"]).await.expect(0);
+    cluster.done(&["switchover", "--yes"]).await;
     archives(&cluster, "mysql-server-1").await;
     more_than_a_begin_is_archived(&cluster, &store, "mysql-server-1").await;
     cluster.wait_until_ok().await;
-    cluster.run(&["switchover", "--yes"]).await.expect(0);
+    cluster.done(&["switchover", "--yes"]).await;
     archives(&cluster, "mysql-server-2").await;
     ledger.wait_for_a_write().await;
     let record = ledger.stop().await;

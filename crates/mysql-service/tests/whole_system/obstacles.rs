@@ -19,11 +19,11 @@ on_both_flavors! {
 }
 
 /// What a switchover that cannot go on may take to say so: the limits of its steps.
-const GIVE_UP_LIMIT: Duration = Duration::from_secs(20);
+const GIVE_UP_LIMIT: Duration = Duration::from_mins(1);
 
 /// After a step of a switchover failed, the old master is writable again within two seconds; a machine that runs other
 /// tests may need more for the notes of each step, which go to the disk.
-pub(crate) const WRITABLE_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const WRITABLE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Older transactions keep a switchover from beginning: the monitor's policy.
 const TRANSACTION_AGE_LIMIT_SECONDS: u64 = 10;

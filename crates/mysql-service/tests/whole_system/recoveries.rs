@@ -77,7 +77,7 @@ async fn end_of(cluster: &TestCluster, id: &str) -> OperationDocument {
         if let Some(ended) = found.filter(|operation| operation.state.is_final()) {
             return ended;
         }
-        assert!(begun.elapsed() < Duration::from_mins(3), "{id} does not end");
+        assert!(begun.elapsed() < Duration::from_mins(10), "{id} does not end");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -114,13 +114,13 @@ async fn a_copy_of_a_running_server_survives_its_agents_and_gives_way(flavor: Fl
     assert_eq!(rows_at(&cluster, "mysql-server-3").await, "1,2");
 
     // A switchover to the donor does not wait for it.
-    cluster.run(&["detach", "mysql-server-3"]).await.expect(0);
-    cluster.run(&["unregister", "mysql-server-3"]).await.expect(0);
+    cluster.done(&["detach", "mysql-server-3"]).await;
+    cluster.done(&["unregister", "mysql-server-3"]).await;
     let id = begin(&cluster, &["scale-out", "mysql-server-3", "--from", "donor"]).await;
     until_its_copy_has_begun(&cluster, &id).await;
     let plan = cluster.run(&["switchover", "--dry-run"]).await.expect(0);
     plan.explains("which is ended first");
-    cluster.run(&["switchover", "--yes"]).await.expect(0);
+    cluster.done(&["switchover", "--yes"]).await;
     let ended = end_of(&cluster, &id).await;
     assert_eq!(ended.state, OperationState::Cancelled, "{ended:#?}");
     assert!(ended.outcome.contains("gave way to the switchover"), "{ended:#?}");
@@ -147,13 +147,13 @@ async fn a_former_master_restored_from_before_its_switchover_has_every_row(flavo
     write(&cluster, 1).await;
     cluster.run(&["backup", "full"]).await.expect(0);
     write(&cluster, 2).await;
-    cluster.run(&["switchover", "--yes"]).await.expect(0);
+    cluster.done(&["switchover", "--yes"]).await;
     cluster.wait_until_ok().await;
     write(&cluster, 3).await;
     let former = cluster.instance("mysql-server-1").await;
     assert_eq!(former.role, Role::Standby);
-    cluster.run(&["detach", "mysql-server-1"]).await.expect(0);
-    cluster.run(&["unregister", "mysql-server-1"]).await.expect(0);
+    cluster.done(&["detach", "mysql-server-1"]).await;
+    cluster.done(&["unregister", "mysql-server-1"]).await;
     let discard = former.incarnation.unwrap().to_string();
     cluster
         .run(&[
@@ -174,15 +174,14 @@ async fn a_former_master_restored_from_before_its_switchover_has_every_row(flavo
     .await;
     assert_eq!(rows_at(&cluster, "mysql-server-1").await, "1");
     cluster
-        .run(&["register", "mysql-server-1", "--as", "standby"])
-        .await
-        .expect(0);
-    cluster.run(&["activate", "mysql-server-1"]).await.expect(0);
+        .done(&["register", "mysql-server-1", "--as", "standby"])
+        .await;
+    cluster.done(&["activate", "mysql-server-1"]).await;
     cluster.wait_until_ok().await;
     cluster.assert_same_everywhere(&["rows_of_it"]).await;
     assert_eq!(rows_at(&cluster, "mysql-server-1").await, "1,2,3");
     // And as Master again.
-    cluster.run(&["switchover", "--yes"]).await.expect(0);
+    cluster.done(&["switchover", "--yes"]).await;
     cluster.wait_until_ok().await;
     write(&cluster, 4).await;
     cluster.assert_same_everywhere(&["rows_of_it"]).await;
@@ -201,8 +200,8 @@ async fn a_replica_is_made_by_hand_step_by_step(flavor: Flavor) {
     cluster.run(&["backup", "full"]).await.expect(0);
     write(&cluster, 2).await;
     cluster.run(&["backup", "incremental"]).await.expect(0);
-    cluster.run(&["detach", "mysql-server-3"]).await.expect(0);
-    cluster.run(&["unregister", "mysql-server-3"]).await.expect(0);
+    cluster.done(&["detach", "mysql-server-3"]).await;
+    cluster.done(&["unregister", "mysql-server-3"]).await;
     let old = cluster.instance("mysql-server-3").await.incarnation.unwrap();
 
     here(&["fetch", "full"]).await.expect(0);
@@ -227,10 +226,9 @@ async fn a_replica_is_made_by_hand_step_by_step(flavor: Flavor) {
     assert_eq!(rows_at(&cluster, "mysql-server-3").await, "1,2");
     write(&cluster, 3).await;
     cluster
-        .run(&["register", "mysql-server-3", "--as", "slave"])
-        .await
-        .expect(0);
-    cluster.run(&["activate", "mysql-server-3"]).await.expect(0);
+        .done(&["register", "mysql-server-3", "--as", "slave"])
+        .await;
+    cluster.done(&["activate", "mysql-server-3"]).await;
     cluster.wait_until_ok().await;
     cluster.assert_same_everywhere(&["rows_of_it"]).await;
     assert_eq!(rows_at(&cluster, "mysql-server-3").await, "1,2,3");

@@ -140,13 +140,13 @@ async fn http_until(address: &Address, path: &str, text: &str) -> String {
             answer.push_str(&String::from_utf8_lossy(&buffer[..length]));
         }
     };
-    let in_time = tokio::time::timeout(Duration::from_secs(10), read).await.is_ok();
+    let in_time = tokio::time::timeout(Duration::from_mins(1), read).await.is_ok();
     assert!(in_time, "`{text}` is not in the answer:\n{answer}");
     answer
 }
 
 async fn detach_and_activate(cluster: &TestCluster) {
-    cluster.run(&["detach", "mysql-server-3"]).await.expect(0);
+    cluster.done(&["detach", "mysql-server-3"]).await;
     cluster
         .wait_for("the slave is detached", |document| {
             document.instances[2].status == Status::Detached && document.instances[2].following.is_none()
@@ -156,7 +156,7 @@ async fn detach_and_activate(cluster: &TestCluster) {
     is_refused(cluster, &words, "mysql-server-3 is detached: activate it first").await;
     let mut master = cluster.application_at("mysql-server-1").await;
     master.execute("INSERT INTO app.t VALUES (1)").await.unwrap();
-    cluster.run(&["activate", "mysql-server-3"]).await.expect(0);
+    cluster.done(&["activate", "mysql-server-3"]).await;
     cluster.wait_until_ok().await;
 }
 
@@ -199,7 +199,7 @@ async fn unregister_while_the_master_is_away(cluster: &TestCluster) {
             document.problems.iter().any(|problem| problem.starts_with(says))
         })
         .await;
-    cluster.run(&["unregister", "mysql-server-3"]).await.expect(0);
+    cluster.done(&["unregister", "mysql-server-3"]).await;
     kill_process(master, Signal::CONT).unwrap();
     let mut master = cluster.root_at("mysql-server-1").await;
     for server in [&mut master, &mut standby] {
@@ -211,7 +211,7 @@ async fn unregister_while_the_master_is_away(cluster: &TestCluster) {
 }
 
 async fn pause_and_resume(cluster: &TestCluster) {
-    cluster.run(&["pause", "mysql-server-3"]).await.expect(0);
+    cluster.done(&["pause", "mysql-server-3"]).await;
     cluster
         .wait_for("the slave is paused", |document| {
             document.instances[2].status == Status::Paused
@@ -225,15 +225,15 @@ async fn pause_and_resume(cluster: &TestCluster) {
         .await
         .unwrap();
     assert_eq!(count.as_deref(), Some("0"), "a paused slave applies");
-    cluster.run(&["resume", "mysql-server-3"]).await.expect(0);
+    cluster.done(&["resume", "mysql-server-3"]).await;
     cluster.wait_until_ok().await;
 
-    cluster.run(&["pause", "mysql-server-1"]).await.expect(0);
+    cluster.done(&["pause", "mysql-server-1"]).await;
     let mut direct = cluster.application_at("mysql-server-1").await;
     let refused = direct.execute("INSERT INTO app.t VALUES (3)").await.unwrap_err();
     assert!(matches!(refused, Error::Server { code: 1290, .. }), "{refused}");
     is_refused(cluster, &["pause", "mysql-server-1"], "is paused already").await;
-    cluster.run(&["resume", "mysql-server-1"]).await.expect(0);
+    cluster.done(&["resume", "mysql-server-1"]).await;
     cluster.wait_until_ok().await;
     let mut again = cluster.application_at("mysql-server-1").await;
     again.execute("INSERT INTO app.t VALUES (3)").await.unwrap();
@@ -277,7 +277,7 @@ async fn follow_somebody_else(cluster: &mut TestCluster) {
         .await;
     assert!(!lost.instances[2].reason.is_empty(), "{lost:#?}");
     assert!(!lost.problems.is_empty(), "{lost:#?}");
-    cluster.run(&["activate", "mysql-server-3"]).await.expect(0);
+    cluster.done(&["activate", "mysql-server-3"]).await;
     cluster.wait_until_ok().await;
     let follows = cluster.instance("mysql-server-3").await.following;
     assert_eq!(follows.as_deref(), Some("mysql-server-1"));
@@ -287,7 +287,7 @@ async fn follow_somebody_else(cluster: &mut TestCluster) {
 async fn the_way_back(cluster: &TestCluster) {
     let ledger = Ledger::start(cluster).await;
     ledger.wait_for_a_write().await;
-    cluster.run(&["activate", "mysql-server-1"]).await.expect(0);
+    cluster.done(&["activate", "mysql-server-1"]).await;
     let document = cluster.wait_until_ok().await;
     assert_eq!(document.instances[0].following.as_deref(), Some("mysql-server-2"));
     let tree = cluster.run(&["topology"]).await.expect(0).stdout;
@@ -304,7 +304,7 @@ async fn the_way_back(cluster: &TestCluster) {
         })
         .await;
     ledger.wait_for_a_write().await;
-    cluster.run(&["detach", "mysql-server-1"]).await.expect(0);
+    cluster.done(&["detach", "mysql-server-1"]).await;
     cluster
         .wait_for("the master follows nobody", |document| {
             document.instances[0].following.is_none()

@@ -31,7 +31,7 @@ async fn events_run_at_the_master_alone_and_there_as_before(flavor: Flavor) {
 
     for former in ["mysql-server-2", "mysql-server-1", "mysql-server-2"] {
         runs_at_the_master_alone(&cluster).await;
-        cluster.run(&["switchover", "--yes"]).await.expect(0);
+        cluster.done(&["switchover", "--yes"]).await;
         cluster.wait_until_ok().await;
         assert_eq!(cluster.only(Role::Master).await.as_str(), former);
     }
@@ -39,7 +39,7 @@ async fn events_run_at_the_master_alone_and_there_as_before(flavor: Flavor) {
     let mut application = cluster.application_at("mysql-server-2").await;
     create(&mut application, "later", "ENABLE").await;
     disable_after_it_ran(&mut application, "by_app").await;
-    cluster.run(&["switchover", "--yes"]).await.expect(0);
+    cluster.done(&["switchover", "--yes"]).await;
     cluster.wait_until_ok().await;
     let mut root = cluster.root_at("mysql-server-1").await;
     let found = statuses(&mut root).await;

@@ -50,7 +50,7 @@ async fn what_fails_among_three_instances_is_undone(flavor: Flavor) {
 /// What was undone can be done afterwards, and no write is missing.
 async fn finish(cluster: &TestCluster, ledger: Ledger) {
     cluster.wait_until_ok().await;
-    cluster.run(&["switchover", "--yes"]).await.expect(0);
+    cluster.done(&["switchover", "--yes"]).await;
     cluster.wait_until_ok().await;
     ledger.wait_for_a_write().await;
     let record = ledger.stop().await;
@@ -135,12 +135,12 @@ async fn the_last_acker_leaves(cluster: &TestCluster, ledger: &Ledger) -> u64 {
     cluster.wait_until_ok().await;
     let mut master = cluster.root_at("mysql-server-1").await;
     let before = unacknowledged(&mut master).await;
-    cluster.run(&["detach", "mysql-server-2"]).await.expect(0);
+    cluster.done(&["detach", "mysql-server-2"]).await;
     let seen = master.observe(Depth::Ordinary).await.unwrap();
     assert!(!seen.semi_sync.source_enabled && !seen.semi_sync.source_active);
     let after = unacknowledged(&mut master).await;
     ledger.wait_for_a_write().await;
-    cluster.run(&["activate", "mysql-server-2"]).await.expect(0);
+    cluster.done(&["activate", "mysql-server-2"]).await;
     until("commits wait for it again", async || {
         let seen = master.observe(Depth::Ordinary).await.unwrap();
         seen.semi_sync.source_active

@@ -191,7 +191,7 @@ async fn acknowledges_no_more(cluster: &TestCluster, id: &str) {
 async fn detach_who_is_diverged(cluster: &mut TestCluster) {
     match cluster.flavor {
         Flavor::Mysql => {
-            cluster.run(&["detach", "mysql-server-3"]).await.expect(0);
+            cluster.done(&["detach", "mysql-server-3"]).await;
             cluster
                 .run(&["activate", "mysql-server-3"])
                 .await
@@ -211,7 +211,7 @@ async fn detach_who_is_diverged(cluster: &mut TestCluster) {
                     document.instances[2].status == Status::Error
                 })
                 .await;
-            cluster.run(&["detach", "mysql-server-3"]).await.expect(0);
+            cluster.done(&["detach", "mysql-server-3"]).await;
         }
     }
     let document = cluster.document().await;

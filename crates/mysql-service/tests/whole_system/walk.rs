@@ -105,7 +105,7 @@ impl Place {
     async fn connect(&self, address: &Address) -> Server {
         let app = self.file().app;
         let login = Login::new(app.user, Password::new(app.password));
-        Server::connect(&Endpoint::Tcp(address.clone()), &login, Duration::from_secs(10))
+        Server::connect(&Endpoint::Tcp(address.clone()), &login, Duration::from_mins(1))
             .await
             .unwrap()
     }

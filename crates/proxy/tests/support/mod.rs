@@ -14,7 +14,7 @@ use proxy::ProxyConfig;
 use topology::{Address, Generation};
 
 /// How long a test waits for what must come.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a test looks for what must not come. What comes later than that is missed, never a false alarm.
 pub const A_MOMENT: Duration = Duration::from_millis(150);

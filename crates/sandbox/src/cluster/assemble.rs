@@ -64,6 +64,12 @@ async fn perform(
                 if ended.state == OperationState::Done {
                     return Ok(());
                 }
+                // A server that was slow for a moment, as those of a cluster are that all start at once.
+                if ended.state == OperationState::Undone && Instant::now() + Duration::from_secs(1) < deadline
+                {
+                    tokio::time::sleep(POLL_INTERVAL).await;
+                    continue;
+                }
                 return Err(anyhow::Error::msg(ended.outcome)).with_context(failed);
             }
             Ok(Answer::Planned(_)) => bail!("cannot {what}: the monitor only made a plan"),
