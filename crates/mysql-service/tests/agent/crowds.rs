@@ -221,6 +221,10 @@ impl Group {
             let group = Path::new(root).join(path.trim_start_matches('/')).join(name);
             fs::create_dir(&group).ok()?;
             let group = Self(group);
+            // Where a plain directory was made, nobody limits anything.
+            if !group.0.join(file).exists() {
+                return None;
+            }
             fs::write(group.0.join(file), (mebibytes << 20).to_string()).ok()?;
             Some(group)
         })
