@@ -378,6 +378,8 @@ impl TestCluster {
                 "root" => rest == "localhost by socket",
                 // The archiver of an agent, too.
                 "repl" => true,
+                // Its agent tries whether the password fits.
+                "dba" if rest == "localhost by socket" => true,
                 "dba" | "app" => rest.ends_with(" by network"),
                 _ => user.starts_with("repl_") && rest.ends_with(" by network"),
             }
