@@ -127,15 +127,26 @@ pub(crate) fn remove_temporary(directory: &Path) -> io::Result<Option<Mended>> {
 ///
 /// # Errors
 /// When the server does not do it, or the file cannot be looked for.
-pub(crate) async fn mend_started(server: &mut Server, data_directory: &Path) -> anyhow::Result<bool> {
+pub(crate) async fn mend_started(
+    server: &mut Server,
+    data_directory: &Path,
+    relay_logs: &Path,
+) -> anyhow::Result<bool> {
     let Some(file) = server.applier_file().await? else {
         return Ok(false);
     };
-    if data_directory.join(file).try_exists()? {
+    let file = data_directory.join(file);
+    if !is_in(&file, relay_logs) || file.try_exists()? {
         return Ok(false);
     }
     server.forget_source().await?;
     Ok(true)
+}
+
+/// A note of a file elsewhere is from before somebody moved the directory, and what was received may all be there: that is
+/// for a person to put right.
+fn is_in(file: &Path, directory: &Path) -> bool {
+    file.parent() == Some(directory)
 }
 
 fn mend_relay_logs(data_directory: &Path, relay_logs: &Path) -> io::Result<Option<Mended>> {
@@ -143,7 +154,7 @@ fn mend_relay_logs(data_directory: &Path, relay_logs: &Path) -> io::Result<Optio
     let Some(at) = read(&note)?.and_then(|text| text.lines().nth(1).map(PathBuf::from)) else {
         return Ok(None);
     };
-    if at.as_os_str().is_empty() {
+    if !is_in(&data_directory.join(&at), relay_logs) {
         return Ok(None);
     }
     let listed: Vec<PathBuf> = read(&list)?
@@ -287,6 +298,14 @@ mod tests {
             Some(Mended::Temporary(1))
         );
         assert!(files.relay_log(1).exists());
+    }
+
+    #[test]
+    fn a_directory_that_was_moved_is_left_alone() {
+        let files = Files::new(&[1, 2], &[], 2);
+        let elsewhere = tempfile::tempdir().unwrap();
+        assert_eq!(mend(files.directory.path(), elsewhere.path()).unwrap(), []);
+        assert!(files.path(LIST).exists() && files.path(APPLIER_NOTE).exists());
     }
 
     #[test]

@@ -321,7 +321,11 @@ mod tests {
     #[test]
     fn nothing_that_mysql_9_removed_is_said_to_it() {
         for (name, statement) in ALL {
-            let words = statement.of(Flavor::Mysql).to_lowercase();
+            // This table has kept its name.
+            let words = statement
+                .of(Flavor::Mysql)
+                .to_lowercase()
+                .replace("mysql.slave_relay_log_info", "");
             for removed in [
                 "master",
                 "slave",

@@ -2,7 +2,6 @@
 
 use crate::secrets::Secrets;
 use mysql_client::{Endpoint, Error};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -10,6 +9,7 @@ use tokio::time::Instant;
 use super::stopping::Left;
 use super::{Answer, READY_POLL, Refusal, Request};
 use crate::accounts::{self, AdministerError};
+use crate::config::InstanceConfig;
 use crate::fence::Closed;
 use crate::replication_files;
 use crate::sessions::RootSessions;
@@ -39,10 +39,10 @@ pub(super) enum Done {
 }
 
 /// Waits until a server answers that was just started on the directory, logs root in, and mends what a kill left.
-pub(super) async fn answer_first(endpoint: Endpoint, secrets: Secrets, data_directory: PathBuf) -> Done {
+pub(super) async fn answer_first(endpoint: Endpoint, secrets: Secrets, config: InstanceConfig) -> Done {
     let done = answer(endpoint, secrets, false).await;
     if let Done::Answered(Ok(sessions)) = &done {
-        match mend(sessions, &data_directory).await {
+        match mend(sessions, &config).await {
             Ok(false) => {}
             Ok(true) => tracing::warn!(
                 "the server was killed when it threw its relay logs away: it follows nobody until the monitor has it \
@@ -54,9 +54,9 @@ pub(super) async fn answer_first(endpoint: Endpoint, secrets: Secrets, data_dire
     done
 }
 
-async fn mend(sessions: &RootSessions, data_directory: &Path) -> anyhow::Result<bool> {
+async fn mend(sessions: &RootSessions, config: &InstanceConfig) -> anyhow::Result<bool> {
     let mut server = sessions.local().await?;
-    replication_files::mend_started(&mut server, data_directory).await
+    replication_files::mend_started(&mut server, &config.data_directory, &config.relay_log_directory).await
 }
 
 /// Waits until the server answers, and logs root in.

@@ -64,9 +64,8 @@ impl Driver {
         if adopted {
             self.jobs.push(Box::pin(answer(endpoint, secrets, true)));
         } else {
-            let data_directory = self.starter.config.data_directory.clone();
-            self.jobs
-                .push(Box::pin(answer_first(endpoint, secrets, data_directory)));
+            let config = self.starter.config.clone();
+            self.jobs.push(Box::pin(answer_first(endpoint, secrets, config)));
         }
         self.phase = Phase::Starting { process, adopted };
         // Whoever rotates logs had no agent to tell.
