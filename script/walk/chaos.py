@@ -16,7 +16,6 @@ import random
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Callable, NamedTuple
 import pymysql
 
 import ledger
-from cluster import Cluster, differing_checksums, end_on_signals, find_binary, wait_until_replicated
+from cluster import Cluster, differing_checksums, end_on_signals, find_binary, new_directory, wait_until_replicated
 from journal import Journal
 from load import Load
 from switchover import Ledger, roles
@@ -310,7 +309,7 @@ def main() -> int:
     end_on_signals()
     failed = False
     for flavor in ["mariadb", "mysql"] if options.flavor == "both" else [options.flavor]:
-        directory = Path(tempfile.mkdtemp(prefix=f"chaos-{flavor}-", dir=options.directory))
+        directory = new_directory(f"chaos-{flavor}-", options.directory)
         wrong = run(options, flavor, directory)
         for sentence in wrong:
             print(f"NOT AS PROMISED: {sentence}")

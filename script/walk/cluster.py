@@ -159,6 +159,16 @@ def end_on_signals() -> None:
         signal.signal(each, end)
 
 
+def new_directory(prefix: str, parent: str | None) -> Path:
+    """A new directory in that one, which is made when it is not there, or in the system's temporary one."""
+    if parent is not None:
+        Path(parent).mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    # The servers run as another user when this one is root.
+    directory.chmod(0o755)
+    return directory
+
+
 def on_each_flavor(
     options: argparse.Namespace,
     name: str,
@@ -169,9 +179,7 @@ def on_each_flavor(
     end_on_signals()
     failed = False
     for flavor in ["mariadb", "mysql"] if options.flavor == "both" else [options.flavor]:
-        directory = Path(tempfile.mkdtemp(prefix=f"{name}-{flavor}-", dir=options.directory))
-        # The servers run as another user when this one is root.
-        directory.chmod(0o755)
+        directory = new_directory(f"{name}-{flavor}-", options.directory)
         wrong = run(argparse.Namespace(**{**vars(options), "flavor": flavor}), directory)
         for sentence in wrong[:MOST_SENTENCES]:
             print(f"NOT AS PROMISED: {sentence}")

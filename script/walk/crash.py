@@ -20,14 +20,13 @@ import select
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from cluster import HEAL_SECONDS, Cluster, end_on_signals, find_binary
+from cluster import HEAL_SECONDS, Cluster, end_on_signals, find_binary, new_directory
 from switchover import milliseconds, percentile
 
 # What is promised, from the end of the process on.
@@ -194,7 +193,7 @@ def main() -> int:
     end_on_signals()
     failed = False
     for flavor in ["mariadb", "mysql"] if options.flavor == "both" else [options.flavor]:
-        directory = Path(tempfile.mkdtemp(prefix=f"crash-{flavor}-", dir=options.directory))
+        directory = new_directory(f"crash-{flavor}-", options.directory)
         wrong = run(argparse.Namespace(**{**vars(options), "flavor": flavor}), directory)
         for sentence in wrong:
             print(f"NOT AS PROMISED: {sentence}")
