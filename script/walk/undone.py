@@ -19,6 +19,10 @@ from cluster import Cluster
 # What is promised, from the failure of a step on.
 UNDONE_SECONDS = 2.0
 
+# How often a lock is asked for, and the servers' error when it was not to be had.
+ATTEMPTS = 20
+LOCK_WAIT_TIMEOUT = 1205
+
 # Of the application's database: an event, and a table that nobody else uses.
 PREPARATIONS = (
     "CREATE TABLE IF NOT EXISTS in_the_way (id INT NOT NULL PRIMARY KEY)",
@@ -81,10 +85,23 @@ def instance_with(cluster: Cluster, document: dict, role: str) -> dict:
     return next(one for one in document["instances"] if one["id"] == name)
 
 
+def put_in_the_way(cursor: pymysql.cursors.Cursor, statement: str) -> None:
+    """Gives up early and tries again: a statement at work may wait for a row of a transaction whose commit waits for this
+    lock, which the server does not see as a deadlock."""
+    cursor.execute("SET SESSION lock_wait_timeout = 1")
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            cursor.execute(statement)
+            return
+        except pymysql.err.OperationalError as error:
+            if error.args[0] != LOCK_WAIT_TIMEOUT or attempt == ATTEMPTS:
+                raise
+
+
 def give_up(cluster: Cluster, document: dict, obstacle: Obstacle) -> Undone | str:
     """A switchover with the obstacle in its way; a sentence when it did not end as it should."""
     with root_at(instance_with(cluster, document, obstacle.role), document) as cursor:
-        cursor.execute(obstacle.statement)
+        put_in_the_way(cursor, obstacle.statement)
         command = cluster.switchover()
     if command.exit_code != 1 or not command.stdout:
         return f"`{obstacle.statement}` at the {obstacle.role}: exit code {command.exit_code}: {command.reason()}"
