@@ -45,12 +45,14 @@ pub enum CatalogueError {
 /// Every full backup, the oldest first. What is being made, or was interrupted, is not one.
 ///
 /// # Errors
-/// When the store fails. A manifest that cannot be read is an entry that says so.
+/// When the store fails, or keeps a manifest from us that our keys do not open: what there is then is not known. A manifest
+/// that is damaged is an entry that says so.
 pub async fn list(store: &Store) -> Result<Vec<Entry>, StoreError> {
     let mut entries = Vec::new();
     for id in names(store).await? {
         let manifest = match store.get(&manifest_name(&id)).await {
             Ok(text) => parse(&id, &text),
+            Err(error @ StoreError::Undecryptable { .. }) => Err(error.to_string()),
             // Being made, interrupted, or removed since it was listed.
             Err(StoreError::NotFound { .. }) => continue,
             Err(error) => return Err(error),
@@ -69,6 +71,10 @@ pub async fn show(store: &Store, id: &BackupId) -> Result<Manifest, CatalogueErr
         Ok(text) => parse(id, &text).map_err(|reason| CatalogueError::Manifest {
             id: id.clone(),
             reason,
+        }),
+        Err(error @ StoreError::Undecryptable { .. }) => Err(CatalogueError::Manifest {
+            id: id.clone(),
+            reason: error.to_string(),
         }),
         Err(StoreError::NotFound { url, .. }) => Err(CatalogueError::NotFound { id: id.clone(), url }),
         Err(error) => Err(error.into()),

@@ -370,15 +370,18 @@ async fn other_at_work(
             continue;
         }
         let instance = match store.get(&object.name).await {
-            Ok(text) => serde_json::from_slice::<Note>(&text).map(|note| note.instance),
+            Ok(text) => serde_json::from_slice::<Note>(&text)
+                .ok()
+                .map(|note| note.instance),
+            Err(StoreError::Undecryptable { .. }) => None,
             // It is done, or given up.
             Err(StoreError::NotFound { .. }) => continue,
             Err(error) => return Err(error),
         };
         match instance {
-            Ok(instance) if instance == *own => {}
-            Ok(instance) => return Ok(Some((id, instance.to_string()))),
-            Err(_) => return Ok(Some((id, "an instance of another version".to_owned()))),
+            Some(instance) if instance == *own => {}
+            Some(instance) => return Ok(Some((id, instance.to_string()))),
+            None => return Ok(Some((id, "an instance of another version".to_owned()))),
         }
     }
     Ok(None)

@@ -76,6 +76,7 @@ pub async fn look(store: &Store) -> Result<Vec<Found>, StoreError> {
         } else {
             match store.get(&format!("{FOLDER}/{id}/{NOTE_NAME}")).await {
                 Ok(text) => serde_json::from_slice(&text).ok(),
+                Err(StoreError::Undecryptable { .. }) => None,
                 // It was completed since it was listed.
                 Err(StoreError::NotFound { .. }) => continue,
                 Err(error) => return Err(error),

@@ -8,13 +8,13 @@ use std::path::Path;
 use std::process::Command;
 
 use age::secrecy::ExposeSecret as _;
-use backup::catalogue;
 use backup::full::{Begun, FullError, NOTE_VALID, PackingPlan};
 use backup::manifest::{BackupPosition, MANIFEST_FORMAT, Manifest, Packing, Source, Tool};
 use backup::restore::Reading;
-use backup::store::{Keys, Store};
+use backup::store::{Keys, Store, StoreError, new_identity};
 use backup::throttle::{Rate, Stop};
 use backup::xbstream::{Chunk, Content, Reader, Writer};
+use backup::{catalogue, prune};
 use jiff::Timestamp;
 use tokio::runtime::{Handle, Runtime};
 use topology::gtid::Transactions;
@@ -230,6 +230,70 @@ fn an_encrypted_backup_needs_its_key_and_restores_by_hand() {
             let error = read(&with(Some(&identity)), &manifest, None).await;
             assert!(error.is_err(), "byte {at}");
         }
+    });
+}
+
+#[test]
+fn an_encrypted_catalogue_needs_its_key_and_damage_in_it_is_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = age::x25519::Identity::generate();
+    let identity = key.to_string().expose_secret().to_owned();
+    let recipients = [key.to_public().to_string()];
+    let without = || Keys::parse(&recipients, None).unwrap();
+    let keys = without().with_catalogue(new_identity().expose()).unwrap();
+    let (agent, blind) = (
+        store(directory.path()).with_keys(keys),
+        store(directory.path()).with_keys(without()),
+    );
+    runtime().block_on(async {
+        let manifest = make(&agent, stream().0, "2026-11-22T03:00:00Z").await.unwrap();
+        assert_eq!(catalogue::newest(&agent).await.unwrap(), manifest);
+        let by_key = [
+            make(&blind, stream().0, "2026-11-22T04:00:00Z")
+                .await
+                .unwrap_err()
+                .to_string(),
+            catalogue::list(&blind).await.unwrap_err().to_string(),
+            catalogue::newest(&blind).await.unwrap_err().to_string(),
+            prune::look(&blind).await.unwrap_err().to_string(),
+        ];
+        for told in by_key {
+            assert!(told.contains("backup_catalogue_identity"), "{told}");
+        }
+        let owner = tempfile::tempdir().unwrap();
+        fs::write(owner.path().join("key"), &identity).unwrap();
+        let name = catalogue::manifest_name(&manifest.id);
+        let path = directory.path().join(format!("{name}.age"));
+        let opened = Command::new("age")
+            .args(["-d", "-i"])
+            .args([&owner.path().join("key"), &path])
+            .output();
+        let opened = opened.unwrap();
+        assert!(opened.status.success());
+        assert!(opened.stdout == agent.get(&name).await.unwrap());
+
+        let whole = fs::read(&path).unwrap();
+        for at in (0..whole.len()).step_by((whole.len() / 100).max(1)) {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1 << (at % 7);
+            fs::write(&path, &flipped).unwrap();
+            assert!(catalogue::show(&agent, &manifest.id).await.is_err(), "byte {at}");
+            // One damaged manifest does not hide the others, unless nobody can tell whose it is.
+            match catalogue::list(&agent).await {
+                Ok(entries) => assert!(entries[0].manifest.is_err(), "byte {at}"),
+                Err(error) => assert!(matches!(error, StoreError::Sealed { .. }), "byte {at}: {error}"),
+            }
+        }
+        fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+        let entries = catalogue::list(&agent).await.unwrap();
+        assert!(
+            entries[0]
+                .manifest
+                .as_ref()
+                .unwrap_err()
+                .contains("cannot decrypt")
+        );
+        assert!(prune::look(&agent).await.unwrap()[0].manifest.is_none());
     });
 }
 

@@ -119,6 +119,10 @@ pub struct InstanceConfig {
     /// The file with the age identity that opens what is encrypted in the store; none: it can be made, not restored.
     #[serde(default)]
     pub backup_identity_file: Option<PathBuf>,
+    /// The file with the age identity that opens the documents in the store and no data; none: they stay
+    /// readable, unless it is among the secrets.
+    #[serde(default)]
+    pub backup_catalogue_identity_file: Option<PathBuf>,
     /// Whether an empty data directory is filled from the store when the local backup directory has no backup.
     #[serde(default)]
     pub restore_from_store: bool,
@@ -579,6 +583,7 @@ mod tests {
             "backup_store_options",
             "backup_recipients",
             "backup_identity_file",
+            "backup_catalogue_identity_file",
             "restore_from_store",
             "restore_foreign_cluster",
             "backup_staging_directory",

@@ -328,6 +328,16 @@ mod tests {
     }
 
     #[test]
+    fn what_the_explained_file_leaves_out_is_known_too() {
+        let text = include_str!("../../../etc/monitor.toml");
+        let all: String = text
+            .lines()
+            .map(|line| line.strip_prefix("#: ").unwrap_or(line).to_owned() + "\n")
+            .collect();
+        assert!(parse(&all).unwrap().backup.catalogue_identity_file.is_some());
+    }
+
+    #[test]
     fn an_empty_file_is_the_default() {
         let config = parse("").unwrap();
         assert_eq!(config.beat(), Duration::from_millis(500));

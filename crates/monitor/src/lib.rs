@@ -31,7 +31,7 @@ use std::time::Duration;
 use anyhow::Context;
 use api::client::Client;
 use axum::serve::ListenerExt;
-use backup::store::Store as BackupStore;
+use backup::store::{KeyFile, Keys as BackupKeys, Store as BackupStore, StoreError};
 use mysql_client::credentials::SecretFile;
 use service_manager::{ServiceManager, Word};
 use tokio::net::TcpListener;
@@ -75,7 +75,7 @@ pub async fn run(config: MonitorConfig, shutdown: watch::Receiver<bool>) -> anyh
     let (events, receiver) = mpsc::channel(EVENT_QUEUE);
     let (cluster, cluster_receiver) = watch::channel(Arc::new(state.cluster.clone()));
     let clock = Clock::start();
-    let catalogue = CatalogueHandle::spawn(backup_store(&config)?);
+    let catalogue = CatalogueHandle::spawn(backup_store(&config, &secrets)?);
     let proxies = Arc::new(Proxies::default());
     let controller_handle = ControllerHandle::new(events.clone(), cluster_receiver);
     let surroundings = Surroundings {
@@ -160,10 +160,23 @@ pub async fn run(config: MonitorConfig, shutdown: watch::Receiver<bool>) -> anyh
 /// rest.
 const CONNECTIONS_LIMIT: Duration = Duration::from_secs(2);
 
-fn backup_store(config: &MonitorConfig) -> anyhow::Result<Option<BackupStore>> {
-    let store = config.backup.store.as_deref();
-    let opened = store.map(|url| BackupStore::open(url, &config.backup.store_options.expose()));
-    Ok(opened.transpose()?)
+/// The store, with what opens its documents: the monitor writes nothing.
+fn backup_store(config: &MonitorConfig, secrets: &SecretFile) -> anyhow::Result<Option<BackupStore>> {
+    let Some(url) = config.backup.store.as_deref() else {
+        return Ok(None);
+    };
+    let opened = BackupStore::open(url, &config.backup.store_options.expose())?;
+    let catalogue = config.backup.catalogue_identity_file.as_deref();
+    let catalogue = catalogue.map(|path| KeyFile {
+        named_by: "catalogue_identity_file of [backup]",
+        path,
+    });
+    let keys = BackupKeys::read(&[], secrets, None, catalogue);
+    let keys = keys.map_err(|reason| StoreError::Configuration {
+        url: opened.url().to_owned(),
+        reason,
+    })?;
+    Ok(Some(opened.with_keys(keys)))
 }
 
 async fn serve(

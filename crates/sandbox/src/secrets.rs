@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow};
+use backup::store::new_identity;
 
 /// A password of 128 random bits, in letters and digits that need no quoting anywhere.
 pub(crate) fn password() -> Result<String> {
@@ -23,10 +24,13 @@ pub(crate) fn password() -> Result<String> {
 pub(crate) fn secret_conf() -> Result<String> {
     Ok(format!(
         "# The passwords of the users that the service makes on every server.\n\
-         root_passwd={}\nrepl_passwd={}\ndba_passwd={}\n",
+         root_passwd={}\nrepl_passwd={}\ndba_passwd={}\n\
+         # With backup_recipients: what encrypts the documents in the backup store. It opens no data.\n\
+         backup_catalogue_identity={}\n",
         password()?,
         password()?,
-        password()?
+        password()?,
+        new_identity().expose()
     ))
 }
 
@@ -49,6 +53,7 @@ pub(crate) fn write_private(path: &Path, text: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use backup::store::Keys;
     use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
@@ -62,5 +67,7 @@ mod tests {
         let secrets = mysql_client::credentials::SecretFile::load_with(Some(&path), |_| None).unwrap();
         assert!(secrets.1.is_empty());
         secrets.0.agent_token().unwrap();
+        Keys::read(&[], &secrets.0, None, None).unwrap();
+        assert!(secrets.0.backup_catalogue_identity().is_some());
     }
 }

@@ -83,12 +83,13 @@ impl Index {
             .into_iter()
             .filter(|name| !self.segments.contains_key(name) && !self.damaged.contains_key(name))
             .collect();
-        let read: Vec<(String, Option<bytes::Bytes>)> = stream::iter(new)
+        let read: Vec<(String, Option<Result<bytes::Bytes, String>>)> = stream::iter(new)
             .map(|name| async move {
                 match store.get(&name).await {
-                    Ok(document) => Ok((name, Some(document))),
+                    Ok(document) => Ok((name, Some(Ok(document)))),
                     // Compacted away since it was listed; what replaced it comes with the next look.
                     Err(StoreError::NotFound { .. }) => Ok((name, None)),
+                    Err(error @ StoreError::Undecryptable { .. }) => Ok((name, Some(Err(error.to_string())))),
                     Err(error) => Err(error),
                 }
             })
@@ -97,7 +98,7 @@ impl Index {
             .await?;
         for (name, document) in read {
             let Some(document) = document else { continue };
-            match understand(&name, &document) {
+            match document.and_then(|document| understand(&name, &document)) {
                 Ok(segment) => {
                     self.segments.insert(name, segment);
                 }

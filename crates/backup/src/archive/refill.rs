@@ -300,6 +300,7 @@ fn ranges(file: Option<&ArchivedFile>, lost: &[&Segment], length: u64, is_needed
 async fn remove_unreadable(store: &Store, name: &str) -> Result<(), StoreError> {
     match store.get(name).await {
         Ok(document) if Segment::is_unreadable(&document) => store.delete(name).await,
+        Err(StoreError::Undecryptable { .. }) => store.delete(name).await,
         Ok(_) | Err(StoreError::NotFound { .. }) => Ok(()),
         Err(error) => Err(error),
     }

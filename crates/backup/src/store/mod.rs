@@ -1,23 +1,27 @@
 //! Where backups are kept: a directory, S3, Google Cloud Storage or Azure, behind one small interface.
 //!
-//! With keys, what holds data is encrypted here and nowhere else (`seal`); everybody speaks of the content.
+//! With keys, what is stored is encrypted here and nowhere else (`seal`); everybody speaks of the content and of the name
+//! without the suffix of what is encrypted.
 //!
 //! Names are relative to the store's prefix. What is written once is never written again: an object that is
 //! there already is compared, equal is done, different is an alarm.
 
 mod client;
+mod digest;
+mod private_keys;
 mod read;
 mod seal;
 mod unfinished;
 mod unfinished_uploads;
 mod upload;
+mod written;
 
 use std::error::Error;
 use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
@@ -28,14 +32,14 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
-use object_store::{
-    BackoffConfig, GetResult, ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, PutMode, PutPayload,
-};
+use object_store::{BackoffConfig, GetResult, ObjectStore, ObjectStoreExt as _, ObjectStoreScheme};
 
 use self::client::{client, configure, of_parts, retry};
+use self::written::Form;
 
+pub use private_keys::KeyFile;
 pub use read::ObjectReader;
-pub use seal::{KeyError, Keys};
+pub use seal::{KeyError, Keys, new_identity};
 pub use unfinished_uploads::UnfinishedUpload;
 pub use upload::Upload;
 
@@ -119,10 +123,21 @@ pub enum StoreError {
     },
     /// It is encrypted, and not to us.
     #[error(
-        "{name} in the backup store {url} is encrypted, and no key here opens it: put the age identity of one of its \
-         recipients into a file that backup_identity_file names, or into secret.conf as backup_identity"
+        "{name} in the backup store {url} is encrypted, and no key here opens it: {}",
+        seal::key_for(name)
     )]
     Sealed {
+        /// The object.
+        name: String,
+        /// The store.
+        url: String,
+    },
+    /// It is there, and with the keys that are here nobody can tell whether it is the same.
+    #[error(
+        "{name} is in the backup store {url} already, and only whoever has the catalogue key that it was written with can \
+         tell whether it is the same: put that one into secret.conf as backup_catalogue_identity"
+    )]
+    Incomparable {
         /// The object.
         name: String,
         /// The store.
@@ -233,10 +248,10 @@ impl Store {
         }
     }
 
-    /// Whether what is written can be read again with the keys that are here.
+    /// Whether data that is written can be read again with the keys that are here.
     #[must_use]
     pub fn reads_what_it_writes(&self) -> bool {
-        !self.keys.seal() || self.keys.open()
+        self.keys.read_what_they_write()
     }
 
     /// A store in a directory of this machine, durable: files and directories are synced.
@@ -281,50 +296,78 @@ impl Store {
     /// # Errors
     /// When it is not there or the store fails.
     pub async fn get(&self, name: &str) -> Result<Bytes, StoreError> {
-        let (got, sealed) = self.find(name).await?;
-        let bytes = got.bytes().await;
-        let bytes = bytes.map_err(|source| self.error("read", name, source))?;
-        if sealed {
-            let opened = self.keys.opened(&bytes);
-            opened.map(Bytes::from).map_err(|error| match error {
-                // All of it is here: nothing else can have failed.
-                seal::OpenError::Failed(source) => StoreError::Undecryptable {
-                    name: name.to_owned(),
-                    url: self.url.clone(),
-                    source,
-                },
-                seal::OpenError::NoKey => self.cannot_open(name, error),
-            })
-        } else {
-            Ok(bytes)
+        let [likely, other] = self.likely_forms(name);
+        match self.get_form(&likely, name).await {
+            Err(StoreError::NotFound { .. }) => self.get_form(&other, name).await,
+            got => got,
         }
     }
 
-    /// Where an object can be, the likely place first; `true`: encrypted.
-    fn places(&self, name: &str) -> Vec<(Path, bool)> {
-        let mut places = vec![(self.path(name), false)];
-        if seal::is_data(name) {
-            places.push((self.sealed_path(name), true));
-            if self.keys.seal() {
-                places.reverse();
-            }
+    async fn get_form(&self, form: &Form, name: &str) -> Result<Bytes, StoreError> {
+        let failed = |source| self.error("read", name, source);
+        let got = self.objects.get(&form.path).await.map_err(failed)?;
+        let bytes = got.bytes().await.map_err(failed)?;
+        if !form.sealed {
+            return Ok(bytes);
         }
-        places
+        let opened = self.keys.opened(name, &bytes);
+        opened.map(Bytes::from).map_err(|error| match error {
+            // All of it is here: nothing else can have failed.
+            seal::OpenError::Failed(source) => StoreError::Undecryptable {
+                name: name.to_owned(),
+                url: self.url.clone(),
+                source,
+            },
+            seal::OpenError::NoKey => self.cannot_open(name, error),
+        })
+    }
+
+    /// The form in which an object is written with our keys, and the other one.
+    fn forms(&self, name: &str) -> (Form, Form) {
+        let (plain, sealed) = self.both_forms(name);
+        if self.keys.seals(name) {
+            (sealed, plain)
+        } else {
+            (plain, sealed)
+        }
+    }
+
+    /// The forms in which an object can be there, the likely one first.
+    fn likely_forms(&self, name: &str) -> [Form; 2] {
+        let (plain, sealed) = self.both_forms(name);
+        if self.keys.expects_sealed(name) {
+            [sealed, plain]
+        } else {
+            [plain, sealed]
+        }
+    }
+
+    fn both_forms(&self, name: &str) -> (Form, Form) {
+        let sealed = format!("{name}{}", seal::SUFFIX);
+        let form = |name: &str, sealed| Form {
+            path: self.path(name),
+            sealed,
+        };
+        (form(name, false), form(&sealed, true))
     }
 
     /// Asks for an object, whether it is encrypted or not.
     async fn find(&self, name: &str) -> Result<(GetResult, bool), StoreError> {
-        for (path, sealed) in self.places(name) {
-            match self.objects.get(&path).await {
-                Ok(got) => return Ok((got, sealed)),
+        for form in self.likely_forms(name) {
+            match self.objects.get(&form.path).await {
+                Ok(got) => return Ok((got, form.sealed)),
                 Err(object_store::Error::NotFound { .. }) => {}
                 Err(source) => return Err(self.error("read", name, source)),
             }
         }
-        Err(StoreError::NotFound {
+        Err(self.not_found(name))
+    }
+
+    fn not_found(&self, name: &str) -> StoreError {
+        StoreError::NotFound {
             name: name.to_owned(),
             url: self.url.clone(),
-        })
+        }
     }
 
     fn cannot_open(&self, name: &str, error: seal::OpenError) -> StoreError {
@@ -337,85 +380,8 @@ impl Store {
         }
     }
 
-    /// Writes a small object unless it is there; then its content is compared.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub async fn put_once(&self, name: &str, content: Bytes) -> Result<PutOnce, StoreError> {
-        if self.keys.seal() && seal::is_data(name) {
-            return self.put_sealed_once(name, &content).await;
-        }
-        let payload = PutPayload::from_bytes(content.clone());
-        match self.create(&self.path(name), payload).await {
-            Ok(true) => Ok(PutOnce::Written),
-            Ok(false) => {
-                let same = self.get(name).await? == content;
-                Ok(if same { PutOnce::Same } else { PutOnce::Different })
-            }
-            Err(source) => Err(self.error("write", name, source)),
-        }
-    }
-
-    /// Puts an object that is not there; whether it was not. `object_store` sends such a request once where its answer
-    /// was lost, since it may have arrived: whoever compares what is there can send it again.
-    async fn create(&self, path: &Path, payload: PutPayload) -> object_store::Result<bool> {
-        let begun = Instant::now();
-        let mut pause = BACKOFF.init_backoff;
-        loop {
-            let put = self
-                .objects
-                .put_opts(path, payload.clone(), PutMode::Create.into());
-            match put.await {
-                Ok(_) => return Ok(true),
-                Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                    return Ok(false);
-                }
-                Err(error) if is_unanswered(&error) && begun.elapsed() < RETRY_LIMIT => {
-                    tracing::info!("the backup store did not answer, which is tried again: {error}");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(BACKOFF.max_backoff);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// The same, encrypted. No two encryptions are equal: the content's digest is compared.
-    async fn put_sealed_once(&self, name: &str, content: &[u8]) -> Result<PutOnce, StoreError> {
-        let sealed = self.keys.sealed(content);
-        let sealed = sealed.map_err(|error| self.error("encrypt", name, generic(error)))?;
-        let path = self.sealed_path(name);
-        match self.create(&path, PutPayload::from(sealed)).await {
-            Ok(true) => return Ok(PutOnce::Written),
-            Ok(false) => {}
-            Err(source) => return Err(self.error("write", name, source)),
-        }
-        let head = self.objects.get_range(&path, 0..seal::LONGEST_HEAD_BYTES).await;
-        let head = head.map_err(|source| self.error("read", name, source))?;
-        let there = match seal::digest_in(&head) {
-            Some(digest) => digest,
-            None => seal::digest_of(&self.get(name).await?),
-        };
-        Ok(if there == seal::digest_of(content) {
-            PutOnce::Same
-        } else {
-            PutOnce::Different
-        })
-    }
-
-    /// Writes a small object over what may be there: for notes about the moment, never for anything that is kept.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub async fn put_again(&self, name: &str, content: Bytes) -> Result<(), StoreError> {
-        let payload = PutPayload::from_bytes(content);
-        match self.objects.put(&self.path(name), payload).await {
-            Ok(_) => Ok(()),
-            Err(source) => Err(self.error("write", name, source)),
-        }
-    }
-
-    /// Every object whose name begins with `folder/`, in the order of names. An empty folder name: all.
+    /// Every object whose name begins with `folder/`, in the order of names. An empty folder name: all. Where one is there
+    /// readable and sealed, it is shown as it is read.
     ///
     /// # Errors
     /// When the store fails.
@@ -427,9 +393,8 @@ impl Store {
             .try_filter_map(|meta| {
                 let name = self.name(&meta.location);
                 let content = name.as_deref().and_then(|name| name.strip_suffix(seal::SUFFIX));
-                let content = content.filter(|name| seal::is_data(name)).map(str::to_owned);
                 let sealed = content.is_some();
-                let name = content.or(name);
+                let name = content.map(str::to_owned).or(name);
                 let (length, modified_unix_seconds) = (meta.size, meta.last_modified.timestamp());
                 async move {
                     Ok(name.map(|name| Object {
@@ -443,7 +408,18 @@ impl Store {
             .try_collect()
             .await
             .map_err(|source| self.error("list", folder, source))?;
-        objects.sort_by(|left, right| left.name.cmp(&right.name));
+        let is_read_later = |object: &Object| object.sealed != self.keys.expects_sealed(&object.name);
+        objects.sort_by(|left, right| {
+            (&left.name, is_read_later(left)).cmp(&(&right.name, is_read_later(right)))
+        });
+        objects.dedup_by(|later, first| {
+            let same = later.name == first.name;
+            if same {
+                let newest = first.modified_unix_seconds.max(later.modified_unix_seconds);
+                first.modified_unix_seconds = newest;
+            }
+            same
+        });
         Ok(objects)
     }
 
@@ -463,22 +439,22 @@ impl Store {
         Ok(names)
     }
 
-    /// Removes an object; one that is not there is no error.
+    /// Removes an object, in whichever form; one that is not there is no error.
     ///
     /// # Errors
     /// When the store fails.
     pub async fn delete(&self, name: &str) -> Result<(), StoreError> {
-        for (path, _) in self.places(name) {
-            match self.objects.delete(&path).await {
-                Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
-                Err(source) => return Err(self.error("delete", name, source)),
-            }
+        for form in self.likely_forms(name) {
+            self.delete_form(&form, name).await?;
         }
         Ok(())
     }
 
-    fn sealed_path(&self, name: &str) -> Path {
-        self.path(&format!("{name}{}", seal::SUFFIX))
+    async fn delete_form(&self, form: &Form, name: &str) -> Result<(), StoreError> {
+        match self.objects.delete(&form.path).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(self.error("delete", name, source)),
+        }
     }
 
     fn path(&self, name: &str) -> Path {

@@ -44,11 +44,11 @@ impl Store {
     /// # Errors
     /// When it is not there, or shorter, or the store fails.
     pub async fn get_range(&self, name: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
-        for (path, sealed) in self.places(name) {
-            let got = if sealed {
-                self.sealed_range(&path, name, range.clone()).await
+        for form in self.likely_forms(name) {
+            let got = if form.sealed {
+                self.sealed_range(&form.path, name, range.clone()).await
             } else {
-                let got = self.objects.get_range(&path, range.clone()).await;
+                let got = self.objects.get_range(&form.path, range.clone()).await;
                 got.map_err(|source| self.error("read", name, source))
             };
             match got {
@@ -56,10 +56,7 @@ impl Store {
                 got => return got,
             }
         }
-        Err(StoreError::NotFound {
-            name: name.to_owned(),
-            url: self.url.clone(),
-        })
+        Err(self.not_found(name))
     }
 
     /// A part of an encrypted object: its head, and the pieces around the part.

@@ -1,26 +1,28 @@
-//! Objects that are encrypted before they leave this machine: age files, which `age -d` opens too.
+//! Objects that are encrypted before they leave this machine: age files, which `age -d` opens too, under their name with
+//! `.age` behind it.
 //!
-//! What holds data is sealed, under its name with `.age` behind it. Documents stay readable, so that whoever lists,
-//! resumes, compares and removes needs no key: they hold names, lengths, times, GTIDs and checksums, and no row.
+//! ```text
+//!  data         to the recipients alone
+//!  documents    to the recipients and to the catalogue key, where there is one; readable otherwise
+//! ```
+//! Whoever lists, resumes, compares and removes needs documents, and with the catalogue key no more than that: it opens no
+//! data. Without one documents stay readable: agents and monitors that have only recipients could not go on otherwise.
 
 use std::collections::HashSet;
 use std::fmt;
 use std::io::{self, BufReader, Read, Write};
 
+use age::secrecy::ExposeSecret as _;
 use age::stream::{StreamReader, StreamWriter};
 use age::x25519;
 use age::{DecryptError, Decryptor, EncryptError, Encryptor};
 use age_core::format::{FileKey, Stanza};
-use sha2::{Digest as _, Sha256};
+use mysql_client::credentials::Password;
 
-use crate::pack::hex;
+use super::digest::{CatalogueKey, Line, Said, open_line};
 
 /// What the name of a sealed object has behind it.
 pub(super) const SUFFIX: &str = ".age";
-
-/// The line of a sealed object's head with the SHA-256 of what is inside, for comparing without a key. Readers of age
-/// files pass over lines that they do not know.
-const DIGEST_TAG: &str = "mysql-service-sha256";
 
 /// Longest head of a sealed object that is accepted: one line for each recipient, and some more.
 pub(super) const LONGEST_HEAD_BYTES: u64 = 64 * 1024;
@@ -35,9 +37,11 @@ const NONCE_BYTES: u64 = 16;
 pub struct Keys {
     recipients: Vec<x25519::Recipient>,
     identities: Vec<x25519::Identity>,
+    /// The first one seals, all of them open.
+    catalogue: Vec<CatalogueKey>,
 }
 
-/// A key is none.
+/// A key is none, or not for this.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// Not a public key.
@@ -49,6 +53,11 @@ pub enum KeyError {
     /// No private key at all.
     #[error("the identity file has no age identity; `age-keygen` writes AGE-SECRET-KEY-1…")]
     NoIdentity,
+    /// Every agent and the monitor have the catalogue key.
+    #[error(
+        "the catalogue key is that of a recipient, so it would open the data, too: make one of its own with `age-keygen`"
+    )]
+    CatalogueOpensData,
 }
 
 /// Why a sealed object does not open.
@@ -70,55 +79,81 @@ impl Keys {
             .iter()
             .map(|text| text.trim().parse().map_err(|_| KeyError::Recipient(text.clone())))
             .collect::<Result<_, _>>()?;
-        let lines = identities.unwrap_or_default().lines().enumerate();
-        let found: Vec<x25519::Identity> = lines
-            .map(|(index, line)| (index + 1, line.trim()))
-            .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
-            .map(|(number, line)| line.parse().map_err(|_| KeyError::Identity(number)))
-            .collect::<Result<_, _>>()?;
-        if identities.is_some() && found.is_empty() {
-            return Err(KeyError::NoIdentity);
-        }
         Ok(Self {
             recipients,
-            identities: found,
+            identities: identities.map(parse_identities).transpose()?.unwrap_or_default(),
+            catalogue: Vec::new(),
         })
     }
 
-    /// Whether what is written is sealed.
-    pub(super) fn seal(&self) -> bool {
-        !self.recipients.is_empty()
+    /// The same with the catalogue key, in the form of such a file. Of several the first one seals and all of them open.
+    ///
+    /// # Errors
+    /// For the first that is none, or that is a recipient's.
+    pub fn with_catalogue(self, text: &str) -> Result<Self, KeyError> {
+        let found = parse_identities(text)?;
+        if found.iter().any(|one| self.recipients.contains(&one.to_public())) {
+            return Err(KeyError::CatalogueOpensData);
+        }
+        Ok(Self {
+            catalogue: found.into_iter().map(CatalogueKey::new).collect(),
+            ..self
+        })
     }
 
-    /// Whether anything sealed can be opened at all.
-    pub(super) fn open(&self) -> bool {
-        !self.identities.is_empty()
+    /// Whether data is sealed and documents are not.
+    #[must_use]
+    pub fn leaves_documents_readable(&self) -> bool {
+        !self.recipients.is_empty() && self.catalogue.is_empty()
     }
 
-    /// Seals what is written; `finish` it.
-    pub(super) fn writer<W: Write>(&self, output: W) -> io::Result<StreamWriter<W>> {
-        self.encryptor(None)?.wrap_output(output)
+    /// Whether an object of this name is sealed when it is written.
+    pub(super) fn seals(&self, name: &str) -> bool {
+        !self.recipients.is_empty() && (is_data(name) || !self.catalogue.is_empty())
     }
 
-    /// Seals bytes, with their digest in the head.
-    pub(super) fn sealed(&self, content: &[u8]) -> io::Result<Vec<u8>> {
-        let digest = Digest(digest_of(content));
+    /// Whether an object of this name is more probably there sealed.
+    pub(super) fn expects_sealed(&self, name: &str) -> bool {
+        self.seals(name) || (!is_data(name) && !self.catalogue.is_empty())
+    }
+
+    /// Whether data that is written can be read again.
+    pub(super) fn read_what_they_write(&self) -> bool {
+        self.recipients.is_empty() || !self.identities.is_empty()
+    }
+
+    /// Seals what is written as the object of this name; `finish` it.
+    pub(super) fn writer<W: Write>(&self, name: &str, output: W) -> io::Result<StreamWriter<W>> {
+        self.encryptor(name, None)?.wrap_output(output)
+    }
+
+    /// Seals the content of an object, with what its head says of it.
+    pub(super) fn sealed(&self, name: &str, content: &[u8]) -> io::Result<Vec<u8>> {
+        let line = match self.catalogue.first() {
+            Some(key) => key.line(name, content),
+            None => open_line(content),
+        };
         let mut sealed = Vec::with_capacity(content.len() + 1024);
-        let mut writer = self.encryptor(Some(&digest))?.wrap_output(&mut sealed)?;
+        let mut writer = self.encryptor(name, Some(&line))?.wrap_output(&mut sealed)?;
         writer.write_all(content)?;
         writer.finish()?;
         Ok(sealed)
     }
 
-    fn encryptor(&self, digest: Option<&Digest>) -> io::Result<Encryptor> {
-        let recipients = self.recipients.iter().map(|key| key as &dyn age::Recipient);
-        let digest = digest.into_iter().map(|digest| digest as &dyn age::Recipient);
-        Encryptor::with_recipients(recipients.chain(digest)).map_err(io::Error::other)
+    fn encryptor(&self, name: &str, line: Option<&Line>) -> io::Result<Encryptor> {
+        let catalogue = self.catalogue.first().filter(|_| !is_data(name));
+        let catalogue = catalogue.map(|key| key.identity.to_public());
+        let recipients = self.recipients.iter().chain(&catalogue);
+        let recipients = recipients.map(|key| key as &dyn age::Recipient);
+        let line = line.into_iter().map(|line| line as &dyn age::Recipient);
+        Encryptor::with_recipients(recipients.chain(line)).map_err(io::Error::other)
     }
 
     /// Opens what is read.
     pub(super) fn reader<R: Read>(&self, input: R) -> Result<StreamReader<R>, OpenError> {
-        let identities = self.identities.iter().map(|key| key as &dyn age::Identity);
+        let catalogue = self.catalogue.iter().map(|key| &key.identity);
+        let identities = catalogue.chain(&self.identities);
+        let identities = identities.map(|key| key as &dyn age::Identity);
         match Decryptor::new(input).and_then(|decryptor| decryptor.decrypt(identities)) {
             Ok(reader) => Ok(reader),
             Err(DecryptError::NoMatchingKeys) => Err(OpenError::NoKey),
@@ -127,13 +162,27 @@ impl Keys {
         }
     }
 
-    /// Opens bytes.
-    pub(super) fn opened(&self, sealed: &[u8]) -> Result<Vec<u8>, OpenError> {
+    /// Opens the object of this name, which is here whole.
+    pub(super) fn opened(&self, name: &str, sealed: &[u8]) -> Result<Vec<u8>, OpenError> {
         let mut content = Vec::with_capacity(sealed.len());
-        self.reader(sealed)?
-            .read_to_end(&mut content)
-            .map_err(OpenError::Failed)?;
+        let reader = self.reader(sealed).map_err(|error| match error {
+            // Our catalogue key opens every document that says it was written with it.
+            OpenError::NoKey if !is_data(name) && self.wrote(sealed) => {
+                OpenError::Failed(io::Error::other("its head is damaged"))
+            }
+            error => error,
+        });
+        reader?.read_to_end(&mut content).map_err(OpenError::Failed)?;
         Ok(content)
+    }
+
+    fn wrote(&self, head: &[u8]) -> bool {
+        Said::in_head(head).is_some_and(|said| said.is_of(&self.catalogue))
+    }
+
+    /// Whether the object of this name has this content, by its head; `None`: that does not tell.
+    pub(super) fn is_same(&self, name: &str, head: &[u8], content: &[u8]) -> Option<bool> {
+        Said::in_head(head)?.is(&self.catalogue, name, content)
     }
 }
 
@@ -143,36 +192,40 @@ impl fmt::Debug for Keys {
             .debug_struct("Keys")
             .field("recipients", &self.recipients.len())
             .field("identities", &self.identities.len())
+            .field("catalogue", &self.catalogue.len())
             .finish()
     }
 }
 
-/// Puts the digest into the head, as if it were one more recipient's line.
-struct Digest(String);
+/// A new private key, such as `age-keygen` makes.
+#[must_use]
+pub fn new_identity() -> Password {
+    Password::new(x25519::Identity::generate().to_string().expose_secret())
+}
 
-impl age::Recipient for Digest {
+fn parse_identities(text: &str) -> Result<Vec<x25519::Identity>, KeyError> {
+    let lines = text.lines().enumerate();
+    let found: Vec<x25519::Identity> = lines
+        .map(|(index, line)| (index + 1, line.trim()))
+        .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+        .map(|(number, line)| line.parse().map_err(|_| KeyError::Identity(number)))
+        .collect::<Result<_, _>>()?;
+    if found.is_empty() {
+        return Err(KeyError::NoIdentity);
+    }
+    Ok(found)
+}
+
+/// It is put into the head as if it were one more recipient's.
+impl age::Recipient for Line {
     fn wrap_file_key(&self, _: &FileKey) -> Result<(Vec<Stanza>, HashSet<String>), EncryptError> {
         let stanza = Stanza {
-            tag: DIGEST_TAG.to_owned(),
-            args: vec![self.0.clone()],
+            tag: self.tag.to_owned(),
+            args: self.args.clone(),
             body: Vec::new(),
         };
         Ok((vec![stanza], HashSet::new()))
     }
-}
-
-/// Of what is inside.
-pub(super) fn digest_of(content: &[u8]) -> String {
-    hex(&Sha256::digest(content))
-}
-
-/// The digest in the head of a sealed object.
-pub(super) fn digest_in(head: &[u8]) -> Option<String> {
-    let beginning = format!("-> {DIGEST_TAG} ");
-    head.split(|byte| *byte == b'\n')
-        .take_while(|line| !line.starts_with(b"---"))
-        .find_map(|line| line.strip_prefix(beginning.as_bytes()))
-        .map(|digest| String::from_utf8_lossy(digest).into_owned())
 }
 
 /// Whether a sealed object of so many bytes can hold so many.
@@ -185,6 +238,17 @@ pub(super) fn may_hold(sealed: u64, content: u64) -> bool {
 /// Whether an object holds data, by its name; everything else is a document.
 pub(super) fn is_data(name: &str) -> bool {
     [".zst", ".gz"].iter().any(|end| name.ends_with(end))
+}
+
+/// What whoever cannot open the object of this name should do.
+pub(super) fn key_for(name: &str) -> &'static str {
+    if is_data(name) {
+        "put the age identity of one of its recipients into a file that backup_identity_file names, or into secret.conf \
+         as backup_identity"
+    } else {
+        "put the catalogue key that the cluster's other agents have into secret.conf as backup_catalogue_identity, or the \
+         age identity of one of its recipients as backup_identity"
+    }
 }
 
 /// A large object, opened while it is read.

@@ -14,7 +14,7 @@ use object_store::path::Path;
 use object_store::{MultipartId, MultipartUpload, ObjectStoreExt as _, PutPayload};
 use serde::{Deserialize, Serialize};
 
-use super::{Store, StoreError, seal};
+use super::{Store, StoreError, digest};
 
 /// Where the notes are.
 pub(super) const FOLDER: &str = "unfinished";
@@ -66,6 +66,10 @@ impl Store {
                 Ok(text) => text,
                 // It has ended since it was listed.
                 Err(StoreError::NotFound { .. }) => continue,
+                Err(error @ StoreError::Undecryptable { .. }) => {
+                    tracing::warn!("{error}, and stays");
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             match serde_json::from_slice::<Note>(&text) {
@@ -108,7 +112,7 @@ impl Store {
             return Ok(Begun::InDirectory(upload));
         };
         let id = multipart.create_multipart(path).await.map_err(failed)?;
-        let name = seal::digest_of(format!("{object} {id}").as_bytes());
+        let name = digest::digest_of(format!("{object} {id}").as_bytes());
         let noted = Noted {
             store: self.clone(),
             multipart: Arc::clone(multipart),

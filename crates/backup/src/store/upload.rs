@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::unfinished_uploads::Begun;
-use super::{Store, StoreError, generic, seal};
+use super::{Store, StoreError, generic};
 
 /// Bytes of a part. A store takes at most 10,000 parts: 160 GB for one object. Two parts are in memory.
 const PART_BYTES: usize = 16 * 1024 * 1024;
@@ -37,13 +37,8 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn upload(&self, name: &str) -> Result<Upload, StoreError> {
-        let seals = self.keys.seal() && seal::is_data(name);
-        let path = if seals {
-            self.sealed_path(name)
-        } else {
-            self.path(name)
-        };
-        let begun = self.begin_upload(&path).await?;
+        let (form, _) = self.forms(name);
+        let begun = self.begin_upload(&form.path).await?;
         let part_bytes = if self.directory.is_some() {
             LOCAL_PART_BYTES
         } else {
@@ -57,8 +52,8 @@ impl Store {
             buffer: Vec::new(),
             in_flight: None,
         };
-        let body = if seals {
-            let writer = self.keys.writer(parts);
+        let body = if form.sealed {
+            let writer = self.keys.writer(name, parts);
             let writer = writer.map_err(|error| self.error("encrypt", name, generic(error)))?;
             Body::Sealed(Box::new(writer))
         } else {

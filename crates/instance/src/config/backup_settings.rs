@@ -5,12 +5,11 @@ use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Once;
 use std::thread;
 
 use backup::manifest::Packing;
-use backup::store::{Keys, Store, StoreError};
-use mysql_client::credentials::{Password, SecretFile};
+use backup::store::{KeyFile, Keys, Store, StoreError};
+use mysql_client::credentials::SecretFile;
 use serde::Deserialize;
 
 use super::{ConfigError, InstanceConfig};
@@ -105,31 +104,29 @@ impl InstanceConfig {
         };
         let options: Vec<(String, String)> = self.backup_store_options.0.clone().into_iter().collect();
         let store = Store::open(url, &options)?;
-        let keys = self.keys(secrets).map_err(|reason| StoreError::Configuration {
-            url: store.url().to_owned(),
-            reason,
-        })?;
+        let keys = self
+            .backup_keys(secrets)
+            .map_err(|reason| StoreError::Configuration {
+                url: store.url().to_owned(),
+                reason,
+            })?;
         Ok(Some(store.with_keys(keys)))
     }
 
     /// What the store is encrypted with.
-    fn keys(&self, secrets: &SecretFile) -> Result<Keys, String> {
-        let secret = secrets.backup_identity().map(Password::expose);
-        let Some(path) = &self.backup_identity_file else {
-            return Keys::parse(&self.backup_recipients, secret).map_err(|error| error.to_string());
-        };
-        let in_file =
-            |error: &dyn fmt::Display| format!("backup_identity_file `{}`: {error}", path.display());
-        let text = fs::read_to_string(path).map_err(|error| in_file(&error))?;
-        warn_of_readers(path);
-        // `MYSQL_SERVICE_BACKUP_IDENTITY_FILE` is both: this key, and the twin of the secret.
-        if secret.is_some_and(|secret| secret.trim() != text.trim()) {
-            return Err(format!(
-                "there is a backup_identity among the secrets, and another one in backup_identity_file `{}`: keep one",
-                path.display()
-            ));
-        }
-        Keys::parse(&self.backup_recipients, Some(&text)).map_err(|error| in_file(&error))
+    ///
+    /// # Errors
+    /// What is wrong with a key, in a sentence.
+    pub fn backup_keys(&self, secrets: &SecretFile) -> Result<Keys, String> {
+        let file = |named_by, path| KeyFile { named_by, path };
+        let identity = self.backup_identity_file.as_deref();
+        let catalogue = self.backup_catalogue_identity_file.as_deref();
+        Keys::read(
+            &self.backup_recipients,
+            secrets,
+            identity.map(|path| file("backup_identity_file", path)),
+            catalogue.map(|path| file("backup_catalogue_identity_file", path)),
+        )
     }
 
     /// Why the local backup directory cannot be told from the store: a backup that is removed here would be gone there.
@@ -198,20 +195,6 @@ impl InstanceConfig {
     }
 }
 
-/// Says once that others can read the identity.
-fn warn_of_readers(path: &Path) {
-    static SAID: Once = Once::new();
-    let readable = fs::metadata(path).is_ok_and(|found| found.mode() & 0o077 != 0);
-    if readable {
-        SAID.call_once(|| {
-            tracing::warn!(
-                "backup_identity_file `{}` can be read by others: chmod 600 it",
-                path.display()
-            );
-        });
-    }
-}
-
 /// Whether two directories are one, or one lies in the other, whatever links and mounts their paths go through.
 fn overlap(one: &Path, other: &Path) -> bool {
     let (one, other) = (real(one), real(other));
@@ -239,29 +222,6 @@ fn real(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_identity_is_a_file_or_a_secret_and_not_two() {
-        let key = "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX";
-        let root = tempfile::tempdir().unwrap();
-        let file = root.path().join("identity.txt");
-        fs::write(&file, format!("# a comment\n{key}\n")).unwrap();
-        let secrets = |text: &str| SecretFile::parse(text.as_bytes(), "secret.conf").unwrap();
-        let (none, same) = (secrets(""), secrets(&format!("backup_identity={key}")));
-        let mut config = InstanceConfig::parse(
-            "id = \"a\"\naddress = \"127.0.0.1:3306\"\nagent_listen = \"127.0.0.1:3411\"\n",
-        )
-        .unwrap();
-        assert!(config.keys(&none).is_ok());
-        assert!(config.keys(&same).is_ok());
-        assert!(config.keys(&secrets("backup_identity=nonsense")).is_err());
-        config.backup_identity_file = Some(file.clone());
-        assert!(config.keys(&none).is_ok());
-        let error = config.keys(&same).unwrap_err();
-        assert!(error.contains("keep one") && !error.contains("SECRET"), "{error}");
-        fs::write(&file, format!("{key}\n")).unwrap();
-        assert!(config.keys(&same).is_ok());
-    }
 
     #[test]
     fn directories_overlap_through_links_and_before_they_exist() {

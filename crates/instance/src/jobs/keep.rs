@@ -259,6 +259,7 @@ async fn not_in_store(store: &Store, local: &Store, entry: &Entry) -> Result<Opt
     let theirs = match store.get(&name).await {
         Ok(theirs) => theirs,
         Err(StoreError::NotFound { .. }) => return Ok(Some("there is none of that name".to_owned())),
+        Err(error @ StoreError::Undecryptable { .. }) => return Ok(Some(error.to_string())),
         Err(error) => return Err(error),
     };
     if local.get(&name).await? != theirs {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::Deserialize;
@@ -15,6 +16,9 @@ pub struct BackupConfig {
     pub store: Option<String>,
     /// Options of the store, such as `aws_region`.
     pub store_options: StoreOptions,
+    /// The file with the age identity that opens the documents in the store; `None`: it is among the secrets, or they are
+    /// readable.
+    pub catalogue_identity_file: Option<PathBuf>,
     /// When a full backup is made; `None`: never by itself.
     pub full: Option<Schedule>,
     /// When the newest backup is restored on trial; `None`: weekly where full backups are scheduled.
@@ -56,6 +60,7 @@ impl Default for BackupConfig {
         Self {
             store: None,
             store_options: StoreOptions::default(),
+            catalogue_identity_file: None,
             full: None,
             verify: None,
             verify_newest: true,

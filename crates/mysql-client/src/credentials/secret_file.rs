@@ -38,9 +38,10 @@ const SSO_URL: &str = "sso_url";
 const REDIRECT_URI: &str = "redirect_uri";
 const AGENT_TOKEN: &str = "agent_token";
 const BACKUP_IDENTITY: &str = "backup_identity";
+const BACKUP_CATALOGUE_IDENTITY: &str = "backup_catalogue_identity";
 
 /// Every key there is.
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     ROOT,
     REPL,
     DBA,
@@ -50,6 +51,7 @@ const KEYS: [&str; 9] = [
     REDIRECT_URI,
     AGENT_TOKEN,
     BACKUP_IDENTITY,
+    BACKUP_CATALOGUE_IDENTITY,
 ];
 
 /// The secrets of a cluster. It prints the names of what it has, never a value.
@@ -320,6 +322,12 @@ impl SecretFile {
     #[must_use]
     pub fn backup_identity(&self) -> Option<&Password> {
         self.values.get(BACKUP_IDENTITY)
+    }
+
+    /// The private key of age that opens the documents in the backup store and no data.
+    #[must_use]
+    pub fn backup_catalogue_identity(&self) -> Option<&Password> {
+        self.values.get(BACKUP_CATALOGUE_IDENTITY)
     }
 
     /// `redirect_uri` of the single sign-on.

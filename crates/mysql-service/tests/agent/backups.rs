@@ -8,6 +8,8 @@ use api::client::Error as ClientError;
 use api::job::{Archive, JobDocument, JobRequest, JobState, Jobs, Work};
 use backup::manifest::Manifest;
 use backup::store::Store;
+use instance::config::InstanceConfig;
+use mysql_client::credentials::SecretFile;
 use topology::Flavor;
 
 use crate::harness::{FakeMonitor, LIMIT, Setup, TestAgent, until};
@@ -51,20 +53,26 @@ impl TestAgent {
         self.path("store")
     }
 
+    /// The store, as the agent has it.
     pub(crate) fn store(&self) -> Store {
-        Store::open(&format!("file://{}", self.store_directory().display()), &[]).unwrap()
+        let text = fs::read_to_string(self.path("instance.toml")).unwrap();
+        let config = InstanceConfig::parse(&text).unwrap();
+        let (secrets, _) = SecretFile::load_with(Some(&self.path("secret.conf")), |_| None).unwrap();
+        config.store(&secrets).unwrap().unwrap()
     }
 }
 
 /// A running agent with a store, whose data belongs to a cluster.
 pub(crate) async fn with_store(flavor: Flavor, more: &str) -> (TestAgent, FakeMonitor) {
-    let in_directory = |agent: &TestAgent| {
-        format!(
-            "backup_store = \"file://{}\"\n",
-            agent.store_directory().display()
-        )
-    };
     with_store_at(flavor, more, in_directory).await
+}
+
+/// The line that names a store in the agent's own directory.
+pub(crate) fn in_directory(agent: &TestAgent) -> String {
+    format!(
+        "backup_store = \"file://{}\"\n",
+        agent.store_directory().display()
+    )
 }
 
 /// The same, with a store anywhere.

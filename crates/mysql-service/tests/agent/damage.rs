@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-use age::secrecy::ExposeSecret as _;
 use api::job::{JobState, Work};
 use topology::Flavor;
 
-use crate::backups::{full_backup, with_store};
+use crate::backups::{full_backup, in_directory, with_store_at};
+use crate::encryption::Encryption;
+use crate::harness::TestAgent;
 use crate::on_both_flavors;
 use crate::restores::{checksum, fill_table, gtids};
 use crate::starts::fails;
@@ -45,17 +46,10 @@ impl Damage {
 }
 
 async fn damage_in_any_object_of_an_encrypted_backup_is_found_and_not_restored(flavor: Flavor) {
-    let key = age::x25519::Identity::generate();
-    let keys = tempfile::TempDir::with_prefix("key-").unwrap();
-    let identity = keys.path().join("identity.txt");
-    fs::write(&identity, key.to_string().expose_secret()).unwrap();
-    fs::set_permissions(&identity, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-    let more = format!(
-        "backup_recipients = [\"{}\"]\nbackup_identity_file = \"{}\"\nrestore_from_store = true\n",
-        key.to_public(),
-        identity.display()
-    );
-    let (mut agent, _monitor) = with_store(flavor, &more).await;
+    let encryption = Encryption::new();
+    // A readable manifest is damaged where it hurts most.
+    let store = |agent: &TestAgent| in_directory(agent) + &encryption.of_data_alone(agent);
+    let (mut agent, _monitor) = with_store_at(flavor, "restore_from_store = true\n", store).await;
     fill_table(&agent).await;
     let before = (checksum(&agent, "app.t").await, gtids(&agent, flavor).await);
     let job = agent.run_job("backup", full_backup()).await;

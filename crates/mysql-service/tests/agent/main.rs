@@ -18,6 +18,7 @@ mod contents;
 mod crowds;
 mod damage;
 mod donors;
+mod encryption;
 mod fences;
 mod first_starts;
 mod harness;

@@ -5,7 +5,8 @@ use backup::search::{Findings, ShownValue};
 use mysql_client::Server;
 use topology::Flavor;
 
-use crate::backups::{full_backup, with_store};
+use crate::backups::{full_backup, in_directory, with_store_at};
+use crate::encryption::Encryption;
 use crate::harness::TestAgent;
 use crate::on_both_flavors;
 use crate::replays::{archive, as_before_but_for_the_data, binlogs};
@@ -68,7 +69,9 @@ fn pairs(image: Option<&Vec<ShownValue>>) -> Vec<(&str, Option<&str>)> {
     reason = "one story, from the damage to the data without it"
 )]
 async fn the_transaction_that_did_the_damage_is_found_and_left_out(flavor: Flavor) {
-    let (agent, _monitor) = with_store(flavor, "").await;
+    let encryption = Encryption::new();
+    let in_directory = |agent: &TestAgent| in_directory(agent) + &encryption.of(agent);
+    let (mut agent, _monitor) = with_store_at(flavor, "", in_directory).await;
     agent.allow_writes().await;
     agent.application().await;
     let mut root = agent.root().await;
@@ -227,8 +230,12 @@ async fn the_transaction_that_did_the_damage_is_found_and_left_out(flavor: Flavo
     agent
         .run_job("behind-it", restore(Target::End, &now, &[], false))
         .await;
-    assert_eq!(agent.report().await.unwrap().left_out, [damage]);
+    assert_eq!(agent.report().await.unwrap().left_out, [damage.as_str()]);
     assert_eq!(ids(&agent).await, "1,2,3,4,5,6");
+    let words = ["orders", "ibdata1", "mysql-server-1", &damage];
+    encryption.hides(&agent.store_directory(), &words);
+    encryption.is_needed(&mut agent).await;
+    encryption.hides(&agent.store_directory(), &words);
 }
 
 /// Returns the transaction that did the damage.

@@ -2,11 +2,13 @@
 //! what is made by itself, and what a machine's own scheduler is told.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use api::backup::ResultDocument;
 use api::operation::{OperationDocument, OperationState};
+use backup::store::new_identity;
 use rustix::process::Signal;
 use sandbox::cluster::Tuning;
 use topology::{Flavor, Role, Status};
@@ -290,13 +292,8 @@ async fn what_backups_would_lack_is_told_before(flavor: Flavor) {
 
 async fn an_added_instance_becomes_a_running_slave(flavor: Flavor) {
     let store = tempfile::tempdir().unwrap();
-    let url = format!("file://{}", store.path().display());
-    let tuning = Tuning {
-        monitor: toml::from_str(&format!("backup = {{ keep_count = 1, store = \"{url}\" }}")).unwrap(),
-        instance: toml::from_str(&format!("backup_store = \"{url}\"")).unwrap(),
-        ..Tuning::default()
-    };
-    let cluster = TestCluster::start_sized(flavor, 2, tuning).await;
+    let keys = tempfile::tempdir().unwrap();
+    let cluster = TestCluster::start_sized(flavor, 2, encrypted(store.path(), keys.path())).await;
     fill(&cluster).await;
     let mut cluster = cluster.stop_and_start_with(3).await;
     assert_eq!(
@@ -357,6 +354,57 @@ async fn an_added_instance_becomes_a_running_slave(flavor: Flavor) {
     cluster.assert_same_everywhere(&["filling"]).await;
     what_is_read_stays_until_it_was_read(&mut cluster).await;
     what_could_not_be_removed_is_removed_later(&mut cluster, store.path()).await;
+    nothing_goes_on(&cluster).await;
+    assert_eq!(readable_below(store.path()), Vec::<PathBuf>::new());
+}
+
+/// The objects that are not encrypted. One that goes meanwhile, or is half written, is none.
+fn readable_below(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for path in std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+    {
+        if path.is_dir() {
+            found.extend(readable_below(&path));
+        } else if !path.to_string_lossy().contains('#') {
+            let bytes = std::fs::read(&path);
+            found.extend(
+                bytes
+                    .is_ok_and(|bytes| !bytes.starts_with(b"age-encryption.org/v1\n"))
+                    .then_some(path),
+            );
+        }
+    }
+    found
+}
+
+/// A store of which one backup is kept, and in which everything is encrypted. The monitor opens no data.
+fn encrypted(store: &Path, keys: &Path) -> Tuning {
+    let url = format!("file://{}", store.display());
+    let [owner, catalogue] = ["owner", "catalogue"].map(|name| {
+        let (path, key) = (keys.join(name), new_identity());
+        std::fs::write(&path, key.expose()).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        (path.display().to_string(), key)
+    });
+    let recipient: age::x25519::Identity = owner.1.expose().parse().unwrap();
+    let monitor = format!(
+        "backup = {{ keep_count = 1, store = \"{url}\", catalogue_identity_file = \"{}\" }}",
+        catalogue.0
+    );
+    let instance = format!(
+        "backup_store = \"{url}\"\nbackup_recipients = [\"{}\"]\nbackup_identity_file = \"{}\"\n\
+         backup_catalogue_identity_file = \"{}\"",
+        recipient.to_public(),
+        owner.0,
+        catalogue.0
+    );
+    Tuning {
+        monitor: toml::from_str(&monitor).unwrap(),
+        instance: toml::from_str(&instance).unwrap(),
+        ..Tuning::default()
+    }
 }
 
 /// Waits until no agent does anything for the monitor any more.

@@ -42,6 +42,7 @@ pub(super) async fn look(config: &Path) -> Vec<Finding> {
             };
             let (run, socket) = (&config.run_directory, config.socket());
             findings.extend(look_at(config.id.as_str(), run, &socket, &secrets, &place).await);
+            findings.extend(encryption(&config, &secrets));
         }
         Err(error) => findings.push(Finding::fail(
             "secrets",
@@ -57,6 +58,23 @@ pub(super) async fn look(config: &Path) -> Vec<Finding> {
     }
     findings.extend(needs(&config));
     findings
+}
+
+/// Whether the keys of its backup store are right, and something in it is readable that could be encrypted.
+fn encryption(config: &InstanceConfig, secrets: &SecretFile) -> Option<Finding> {
+    config.backup_store.as_ref()?;
+    let subject = format!("{}: backup store", config.id);
+    match config.backup_keys(secrets) {
+        Err(reason) => Some(Finding::fail(subject, reason, "correct the key")),
+        Ok(keys) if keys.leaves_documents_readable() => Some(Finding::warn(
+            subject,
+            "data in it is encrypted, and manifests and indexes are not: they name databases and tables, GTIDs, times and \
+             checksums",
+            "make a key with `age-keygen` and put it into secret.conf of every agent and of the monitor, as \
+             backup_catalogue_identity=AGE-SECRET-KEY-1… (docs/backups.md, Encryption)",
+        )),
+        Ok(_) => None,
+    }
 }
 
 /// Room, and what it needs to be started where nobody listens on the agent's port: elsewhere the ports are its own.
@@ -132,4 +150,39 @@ pub(super) async fn look_at(
         )
     }));
     findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::*;
+
+    const RECIPIENT: &str = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p";
+    const KEY: &str = "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX";
+
+    #[test]
+    fn documents_that_stay_readable_beside_encrypted_data_are_told() {
+        let found = |recipients: &str, secrets: &str| {
+            let text = format!(
+                "id = \"a\"\naddress = \"127.0.0.1:1\"\nagent_listen = \"127.0.0.1:2\"\n\
+                 backup_store = \"file:///store\"\n{recipients}"
+            );
+            let config = InstanceConfig::parse(&text).unwrap();
+            encryption(
+                &config,
+                &SecretFile::parse(secrets.as_bytes(), "secret.conf").unwrap(),
+            )
+        };
+        let recipients = format!("backup_recipients = [\"{RECIPIENT}\"]");
+        let key = format!("backup_catalogue_identity={KEY}");
+        assert_eq!(found("", ""), None);
+        assert_eq!(found(&recipients, &key), None);
+        let told = found(&recipients, "").unwrap();
+        assert!(told.level == Level::Warn && told.next_step.contains("backup_catalogue_identity"));
+        let wrong = found(&recipients, "backup_catalogue_identity=hunter2").unwrap();
+        assert!(
+            wrong.level == Level::Fail && !wrong.found.contains("hunter2"),
+            "{wrong:?}"
+        );
+    }
 }
