@@ -172,7 +172,7 @@ fn backup_store(config: &MonitorConfig, secrets: &SecretFile) -> anyhow::Result<
         path,
     });
     let keys = BackupKeys::read(&[], secrets, None, catalogue);
-    let keys = keys.map_err(|reason| StoreError::Configuration {
+    let keys = keys.map_err(|reason| StoreError::Keys {
         url: opened.url().to_owned(),
         reason,
     })?;

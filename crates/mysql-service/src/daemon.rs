@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 
 use anyhow::Context as _;
+use backup::store::StoreError;
 use instance::binaries::BinariesError;
 use instance::configuration_file::ExtraSettingsError;
 use instance::version::VersionRefusal;
@@ -209,6 +210,7 @@ fn is_configuration(error: &anyhow::Error) -> bool {
         || error.downcast_ref::<BinariesError>().is_some()
         || error.downcast_ref::<UnclearDirectory>().is_some()
         || error.downcast_ref::<ExtraSettingsError>().is_some()
+        || matches!(error.downcast_ref::<StoreError>(), Some(StoreError::Keys { .. }))
         || error.chain().any(is_address)
 }
 

@@ -103,6 +103,14 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A key of its encryption is none, or cannot be read.
+    #[error("cannot use the backup store {url}: {reason}")]
+    Keys {
+        /// Without credentials.
+        url: String,
+        /// What is wrong with which key.
+        reason: String,
+    },
     /// There is no such object.
     #[error("{name} is not in the backup store {url}")]
     NotFound {

@@ -104,12 +104,10 @@ impl InstanceConfig {
         };
         let options: Vec<(String, String)> = self.backup_store_options.0.clone().into_iter().collect();
         let store = Store::open(url, &options)?;
-        let keys = self
-            .backup_keys(secrets)
-            .map_err(|reason| StoreError::Configuration {
-                url: store.url().to_owned(),
-                reason,
-            })?;
+        let keys = self.backup_keys(secrets).map_err(|reason| StoreError::Keys {
+            url: store.url().to_owned(),
+            reason,
+        })?;
         Ok(Some(store.with_keys(keys)))
     }
 

@@ -262,12 +262,20 @@ async fn malformed_configuration_and_secrets_end_a_daemon_with_exit_code_2() {
         "--set".to_owned(),
         listen,
     ];
-    let ran = run(words).await.expect(2).explains("line 2");
+    let ran = run(words.clone()).await.expect(2).explains("line 2");
     assert!(
         !ran.stderr.contains("b-secret-word"),
         "a secret is shown: {}",
         ran.stderr
     );
+
+    // A key of the backup store that is none.
+    let good = "root_passwd=a\nrepl_passwd=b\ndba_passwd=c\nbackup_catalogue_identity=b-secret-word\n";
+    std::fs::write(&secrets, good).unwrap();
+    let store = format!("backup.store=file://{}", directory.path().join("store").display());
+    let words = words.into_iter().chain(["--set".to_owned(), store]);
+    let ran = run(words).await.expect(2).explains("backup_catalogue_identity");
+    assert!(!ran.stderr.contains("b-secret-word"), "{}", ran.stderr);
 }
 
 async fn a_monitor_takes_no_nonsense(flavor: Flavor) {
