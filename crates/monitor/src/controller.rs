@@ -32,7 +32,7 @@ use api::operation::{EventDocument, Planned};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use topology::{
     Address, Change, Cluster, Generation, InstanceId, InstanceView, Look, Moment, OperationId, Policy,
-    Refusal, Role, Situation,
+    Refusal, Role, Situation, memory,
 };
 
 use crate::clock::Clock;
@@ -507,6 +507,8 @@ impl<S: Store> Controller<S> {
             seen.preflight = view.observation().and_then(|before| before.preflight.clone());
         }
         view.record(look);
+        let now = self.now();
+        memory::remember(&self.state.cluster, &mut self.views, now, &self.policy);
         self.note_mark(id);
     }
 

@@ -12,6 +12,7 @@
 //! undoes the plan when it starts again: see [`resume`]. This file decides only what comes next; the steps are
 //! done by a [`World`], and the [`Ledger`] keeps the notes.
 
+mod ackers;
 mod agents;
 mod proxies;
 mod received;

@@ -126,6 +126,12 @@ impl Server {
         self.read_back(switch, on).await
     }
 
+    /// After how many events the relay log is synced, from the next event on.
+    pub async fn set_sync_relay_log(&mut self, events: u32) -> Result<(), Error> {
+        let statement = format!("SET GLOBAL sync_relay_log = {events}");
+        self.execute(&statement).await.map_err(explain)
+    }
+
     /// How many replicas the server counts that acknowledge its commits.
     pub async fn semi_sync_clients(&mut self) -> Result<u32, Error> {
         self.semi_sync_counter(SEMI_SYNC_CLIENTS.of(self.flavor)).await

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use crate::cluster::{Durability, Member, Role};
 use crate::ids::InstanceId;
-use crate::observation::Receiver;
-use crate::plan::{Change, Step};
+use crate::observation::{Observation, Receiver};
+use crate::plan::{Change, RELAXED_SYNC_EVENTS, Step};
 use crate::situation::{Judgement, Situation, Source};
 
 /// Two per acknowledgement that a commit waits for, so that losing either stalls nobody.
@@ -68,20 +68,124 @@ fn keeps_its_place(situation: &Situation<'_>, id: &InstanceId) -> bool {
     situation.follows(id, master)
         && replication.applier_error.is_empty()
         && (replication.receiver == Receiver::Running || !master_is_back)
-        && !matches!(situation.judge(id), Judgement::Errant(_))
+        && !matches!(situation.last_judgement(id), Judgement::Errant(_))
 }
 
 /// Whether a replica may become an acker: it has caught up. Of one that is far behind every commit would wait
 /// until it is not.
 fn can_join(situation: &Situation<'_>, id: &InstanceId, member: &Member) -> bool {
+    let level = if is_to_be_first(situation) {
+        may_be_first(situation, id)
+    } else {
+        caught_up(situation, id)
+    };
+    level && is_fit(situation, id, member) && situation.judge(id) == Judgement::Clean
+}
+
+fn is_fit(situation: &Situation<'_>, id: &InstanceId, member: &Member) -> bool {
     let fenced = situation
         .master()
         .is_some_and(|master| member.fenced_at.contains(master));
-    situation.replicates(id)
-        && !member.paused
-        && !fenced
-        && caught_up(situation, id)
-        && situation.judge(id) == Judgement::Clean
+    situation.replicates(id) && !member.paused && !fenced
+}
+
+/// Whether commits at the master wait for nobody yet, and will for whoever joins first.
+fn is_to_be_first(situation: &Situation<'_>) -> bool {
+    situation
+        .master()
+        .and_then(|master| situation.trusted(master))
+        .is_some_and(|seen| seen.takes_writes && !seen.semi_sync.source_enabled)
+}
+
+/// Whether commits may begin to wait for this replica: they stand still until it has received what they follow.
+fn may_be_first(situation: &Situation<'_>, id: &InstanceId) -> bool {
+    let patience = Duration::from_secs(situation.policy.near_received_patience_seconds);
+    let patient_since = situation
+        .instances
+        .get(id)
+        .and_then(|view| view.remembered.caught_up_since);
+    has_nearly_received(situation, id)
+        || patient_since.is_some_and(|since| situation.now.since(since) > patience)
+}
+
+/// Whether a replica is seen to have received what the master was seen to have one look earlier. By its lag that cannot be
+/// told: it counts from what was received, and is that of the applier, which commits do not wait for.
+fn has_nearly_received(situation: &Situation<'_>, id: &InstanceId) -> bool {
+    let (Some(seen), Some(master)) = (situation.trusted(id), situation.master()) else {
+        return false;
+    };
+    let (Some(view), Some(master_seen)) = (situation.instances.get(master), situation.trusted(master)) else {
+        return false;
+    };
+    let earlier = view.earlier.as_ref().map(|(_, had)| had);
+    let had = earlier.unwrap_or(&master_seen.transactions);
+    let received = seen.replication.as_ref().map(|replication| &replication.received);
+    seen.transactions.lacks(had).is_nothing()
+        || received.is_some_and(|received| received.covers(&seen.transactions, had).is_nothing())
+}
+
+/// Who will acknowledge when it has received what was written before; until then commits wait for nobody. Names with
+/// `or` between them; `None` when nobody will, or somebody does.
+pub(crate) fn awaited(situation: &Situation<'_>) -> Option<String> {
+    let awaited: Vec<&str> = situation
+        .replicas()
+        .filter(|(id, member)| is_awaited(situation, id, member))
+        .map(|(id, _)| id.as_str())
+        .collect();
+    (!awaited.is_empty()).then(|| awaited.join(" or "))
+}
+
+fn is_awaited(situation: &Situation<'_>, id: &InstanceId, member: &Member) -> bool {
+    let nobody_acknowledges =
+        situation.cluster.durability == Durability::SemiSync && situation.cluster.ackers.is_empty();
+    nobody_acknowledges
+        && is_to_be_first(situation)
+        && member.active
+        && is_fit(situation, id, member)
+        && situation.last_judgement(id) == Judgement::Clean
+}
+
+/// After how many events a server syncs its relay log, as it is said in its settings.
+const SYNC_RELAY_LOG: &str = "sync_relay_log";
+
+/// Whether a replica syncs its relay log only now and then, as [`Step::SyncRelayLog`] has it do.
+pub(crate) fn is_relaxed(seen: &Observation) -> bool {
+    seen.variables
+        .get(SYNC_RELAY_LOG)
+        .is_some_and(|value| *value == RELAXED_SYNC_EVENTS.to_string())
+}
+
+/// How a replica's relay log is to be synced from now on; `None`: as it is. A replica that syncs every event receives a
+/// fraction of what a master writes that waits for nobody, and would never get near to it. So the first acker does so only
+/// from when commits begin to wait for it.
+pub(crate) fn sync_relay_log(situation: &Situation<'_>, id: &InstanceId, member: &Member) -> Option<Step> {
+    let seen = situation.trusted(id)?;
+    let every_event = if is_relaxed(seen) {
+        let begins = situation.cluster.durability == Durability::SemiSync && is_to_be_first(situation);
+        if begins && member.active {
+            return None;
+        }
+        true
+    } else {
+        let syncs = seen
+            .variables
+            .get(SYNC_RELAY_LOG)
+            .is_some_and(|value| value == "1");
+        if !syncs || !is_awaited(situation, id, member) || has_nearly_received(situation, id) {
+            return None;
+        }
+        false
+    };
+    Some(Step::SyncRelayLog {
+        at: id.clone(),
+        every_event,
+    })
+}
+
+/// Whether a setting does no harm at a replica: nobody relies on what it has in its relay log.
+pub(crate) fn is_harmless(situation: &Situation<'_>, id: &InstanceId, setting: &str) -> bool {
+    let relied_on = situation.cluster.ackers.contains(id) || situation.acknowledges(id);
+    setting == SYNC_RELAY_LOG && !relied_on && situation.trusted(id).is_some_and(is_relaxed)
 }
 
 /// Whether a replica is behind by no more than the limit.
@@ -128,7 +232,7 @@ pub(crate) fn is_broken(situation: &Situation<'_>, id: &InstanceId) -> bool {
         .trusted(id)
         .and_then(|seen| seen.replication.as_ref())
         .is_some_and(|replication| !replication.applier_error.is_empty());
-    applier_error || matches!(situation.judge(id), Judgement::Errant(_))
+    applier_error || matches!(situation.last_judgement(id), Judgement::Errant(_))
 }
 
 /// The steps that shut `id` out at the master, after which it is no acker: what it received stays where it is.

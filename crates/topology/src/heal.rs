@@ -49,6 +49,7 @@ fn restrain_replicas(situation: &Situation<'_>) -> Vec<Step> {
             continue;
         };
         let at = id.clone();
+        steps.extend(ackers::sync_relay_log(situation, id, member));
         if !seen.read_only {
             steps.push(Step::StopWrites {
                 at: at.clone(),
@@ -324,6 +325,17 @@ fn tend_writable_master(
     let mut steps = Vec::new();
     let semi_sync = cluster.durability == Durability::SemiSync;
     if semi_sync && !seen.semi_sync.source_enabled && !acknowledging.is_empty() {
+        // From then on commits stand still until somebody has received everything that was written before.
+        steps.push(Step::WaitUntilReceived {
+            of: at.clone(),
+            near_milliseconds: situation.policy.near_received_milliseconds,
+            limit_milliseconds: situation.policy.near_limit_milliseconds,
+        });
+        let relaxed = |id: &&InstanceId| situation.trusted(id).is_some_and(ackers::is_relaxed);
+        steps.extend(acknowledging.iter().filter(relaxed).map(|id| Step::SyncRelayLog {
+            at: id.clone(),
+            every_event: true,
+        }));
         steps.push(Step::SetSemiSyncSource {
             at: at.clone(),
             on: true,

@@ -13,6 +13,7 @@ pub mod first_start;
 pub mod gtid;
 pub mod heal;
 pub mod ids;
+pub mod memory;
 pub mod observation;
 pub mod operations;
 pub mod plan;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::first_start::FirstStartReport;
 use crate::gtid::{BinlogStart, Received, Transactions};
 use crate::ids::{Address, Incarnation, InstanceId, ServerId, ServerUuid};
+use crate::memory::Remembered;
 
 /// A point on the observer's monotonic clock: the time since it started. Never stored, never sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -284,6 +285,8 @@ pub struct InstanceView {
     pub earlier: Option<(Moment, Transactions)>,
     /// The newest report of its agent.
     pub agent: Option<AgentReport>,
+    /// What is kept of looks that are over.
+    pub remembered: Remembered,
 }
 
 impl InstanceView {
@@ -297,6 +300,7 @@ impl InstanceView {
             last_seen: None,
             earlier: None,
             agent: None,
+            remembered: Remembered::default(),
         }
     }
 
@@ -308,6 +312,9 @@ impl InstanceView {
                 .take()
                 .filter(|(_, before)| before.server_id == seen.server_id)
                 .map(|(at, before)| (at, before.transactions));
+            if self.earlier.is_none() {
+                self.remembered = Remembered::default();
+            }
             self.last_seen = Some((look.at, seen.clone()));
         }
         self.look = Some(look);

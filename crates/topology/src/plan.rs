@@ -18,7 +18,10 @@ use crate::ids::{AccountNumber, Incarnation, InstanceId, ServerId, ServerUuid};
 
 /// The format of stored plans. A stored plan of another format is undone, not continued. It grows with every kind of step
 /// and every field.
-pub const PLAN_FORMAT: u32 = 4;
+pub const PLAN_FORMAT: u32 = 5;
+
+/// A relay log that is not synced at every event is synced once in so many: the servers' own default.
+pub const RELAXED_SYNC_EVENTS: u32 = 10_000;
 
 /// What to do, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +110,14 @@ pub enum Step {
         near_milliseconds: u64,
         limit_milliseconds: u64,
     },
+    /// While writes go on, before they begin to wait: wait until one of the recorded ackers receives what `of` has within
+    /// `near_milliseconds`, at most `limit_milliseconds`. As with [`Step::WaitUntilNear`], being too slow is no failure;
+    /// that no acker can be asked is one.
+    WaitUntilReceived {
+        of: InstanceId,
+        near_milliseconds: u64,
+        limit_milliseconds: u64,
+    },
     /// Wait until at least one of the recorded ackers has *received* everything that `of` has.
     WaitUntilAcknowledged { of: InstanceId, limit_milliseconds: u64 },
 
@@ -150,6 +161,9 @@ pub enum Step {
     /// Switch the replica side of semi-sync and restart the receiver alone (the applier goes on, so no relay
     /// log is dropped); read back that it is so.
     SetAcknowledging { at: InstanceId, on: bool },
+    /// Have a replica sync its relay log at every event, or once in [`RELAXED_SYNC_EVENTS`]. At every event before anybody
+    /// relies on what it acknowledges.
+    SyncRelayLog { at: InstanceId, every_event: bool },
     /// Fence an acker that cannot be reached: the master's agent locks its account with the binlog off, ends
     /// its dump thread and sees it gone.
     FenceAccount { at: InstanceId, account: AccountNumber },
@@ -357,7 +371,9 @@ impl Step {
             | Self::HoldProxies { .. }
             | Self::PaceProxies { .. }
             | Self::PublishRoutes => None,
-            Self::WaitUntilAcknowledged { of, .. } | Self::WaitForAcker { of, .. } => Some(of),
+            Self::WaitUntilReceived { of, .. }
+            | Self::WaitUntilAcknowledged { of, .. }
+            | Self::WaitForAcker { of, .. } => Some(of),
             Self::StopWrites { at, .. }
             | Self::AllowWrites { at }
             | Self::SetSemiSyncSource { at, .. }
@@ -370,6 +386,7 @@ impl Step {
             | Self::LeadAhead { at, .. }
             | Self::WaitUntilFollowing { at, .. }
             | Self::SetAcknowledging { at, .. }
+            | Self::SyncRelayLog { at, .. }
             | Self::FenceAccount { at, .. }
             | Self::UnlockAccount { at, .. }
             | Self::StopApplying { at }
@@ -433,6 +450,8 @@ impl Step {
             | Self::WaitUntilApplied { .. }
             | Self::WaitUntilNear { .. }
             | Self::RotateRelayLog { .. }
+            | Self::SyncRelayLog { .. }
+            | Self::WaitUntilReceived { .. }
             | Self::WaitUntilAcknowledged { .. }
             | Self::WaitForAcker { .. }
             | Self::WaitUntilFollowing { .. }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::ackers;
 use crate::cluster::{Durability, Role};
 use crate::first_start;
 use crate::gtid::Transactions;
@@ -116,8 +117,12 @@ fn semi_sync(situation: &Situation<'_>) -> Vec<String> {
     }
     let active = situation.replicas().filter(|(_, member)| member.active).count();
     if cluster.ackers.is_empty() && active > 0 {
+        let why = ackers::awaited(situation).map_or_else(
+            || "no active replica can".to_owned(),
+            |awaited| format!("{awaited} will when it has received what was written before"),
+        );
         problems.push(format!(
-            "nobody acknowledges the commits of {master}, so they are on one server only: no active replica can"
+            "nobody acknowledges the commits of {master}, so they are on one server only: {why}"
         ));
     }
     let waits = seen.semi_sync.source_enabled && seen.semi_sync.source_active;
@@ -160,6 +165,7 @@ fn of_server(situation: &Situation<'_>, id: &InstanceId, seen: &Observation) -> 
     let archived = situation.agent(id).is_some_and(|report| report.archived);
     let mut problems: Vec<String> = unsafe_settings(seen.flavor, &seen.variables, archived)
         .iter()
+        .filter(|setting| !ackers::is_harmless(situation, id, setting.name))
         .map(|setting| format!("{id}: {setting}; {}", setting.cure()))
         .collect();
     let role = situation.cluster.role_of(id);
@@ -186,7 +192,7 @@ fn of_server(situation: &Situation<'_>, id: &InstanceId, seen: &Observation) -> 
                     "{id} is a {role} and its semi-sync source side is on: its applier may wait for ever"
                 ));
             }
-            if let Judgement::Unknown(why) = situation.judge(id)
+            if let Judgement::Unknown(why) = situation.last_judgement(id)
                 && situation
                     .master()
                     .is_some_and(|master| situation.trusted(master).is_some())

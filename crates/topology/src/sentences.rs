@@ -136,6 +136,15 @@ impl fmt::Display for Step {
                 "wait until {at} is no more than {near_milliseconds} ms behind {of}, {}",
                 Limit(*limit_milliseconds)
             ),
+            Self::WaitUntilReceived {
+                of,
+                near_milliseconds,
+                limit_milliseconds,
+            } => write!(
+                formatter,
+                "wait until an acker is no more than {near_milliseconds} ms behind {of} in receiving, {}",
+                Limit(*limit_milliseconds)
+            ),
             Self::WaitUntilAcknowledged {
                 of,
                 limit_milliseconds,
@@ -204,6 +213,19 @@ impl Step {
             Self::SetAcknowledging { at, on: false } => {
                 write!(formatter, "have {at} stop acknowledging, restarting its receiver")
             }
+            Self::SyncRelayLog {
+                at,
+                every_event: true,
+            } => {
+                write!(formatter, "have {at} sync its relay log at every event")
+            }
+            Self::SyncRelayLog {
+                at,
+                every_event: false,
+            } => write!(
+                formatter,
+                "have {at} sync its relay log seldom, until it has received what was written before"
+            ),
             Self::RotateRelayLog { at } => write!(formatter, "begin a new relay log at {at}"),
             Self::StopApplying { at } => write!(formatter, "stop applying at {at}"),
             Self::StartApplying { at } => write!(formatter, "start applying at {at}"),
@@ -268,6 +290,7 @@ impl Step {
             | Self::WaitUntilNear { .. }
             | Self::WaitForAcker { .. }
             | Self::PaceProxies { .. }
+            | Self::WaitUntilReceived { .. }
             | Self::WaitUntilAcknowledged { .. }
             | Self::StopReplication { .. }
             | Self::ForgetSource { .. }
@@ -276,6 +299,7 @@ impl Step {
             | Self::WaitUntilFollowing { .. }
             | Self::SetAcknowledging { .. }
             | Self::RotateRelayLog { .. }
+            | Self::SyncRelayLog { .. }
             | Self::StopApplying { .. }
             | Self::StartApplying { .. } => Ok(()),
         }

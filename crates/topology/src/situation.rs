@@ -44,6 +44,11 @@ pub struct Policy {
     pub near_limit_milliseconds: u64,
     /// For the new master to apply what the old one has, while nobody can write.
     pub catch_up_limit_milliseconds: u64,
+    /// How far the first acker may be behind in receiving when commits begin to wait for it: that long they stand still.
+    pub near_received_milliseconds: u64,
+    /// A replica that has caught up for so long, as it says itself, becomes the first acker although it is never seen to
+    /// be near in receiving: under a load that it cannot follow nobody would ever acknowledge.
+    pub near_received_patience_seconds: u64,
     /// For a receiver to stream.
     pub follow_limit_milliseconds: u64,
     /// For an acker to receive the whole binlog of a master that was restarted.
@@ -77,6 +82,9 @@ impl Default for Policy {
             // away all commits wait for it.
             near_limit_milliseconds: 3_000,
             catch_up_limit_milliseconds: 2_000,
+            // What a receiver that keeps up is behind on a busy machine; no application takes that for a stall.
+            near_received_milliseconds: 50,
+            near_received_patience_seconds: 30,
             follow_limit_milliseconds: 10_000,
             acknowledge_limit_milliseconds: 10_000,
             acker_absence_limit_seconds: 10,
@@ -292,6 +300,24 @@ impl<'a> Situation<'a> {
             Some(master) => self.compare(id, master),
             None => Judgement::Unknown("no master is registered".to_owned()),
         }
+    }
+
+    /// As [`Situation::judge`]; while the two cannot be compared, what the comparison before said of the same master.
+    /// For what is shown and for who stays as he is. What is begun asks for a judgement of now.
+    #[must_use]
+    pub fn last_judgement(&self, id: &InstanceId) -> Judgement {
+        let judgement = self.judge(id);
+        let Some(master) = self.master().filter(|_| self.trusted(id).is_some()) else {
+            return judgement;
+        };
+        if judgement != Judgement::NotYet && self.trusted(master).is_some() {
+            return judgement;
+        }
+        self.instances
+            .get(id)
+            .and_then(|view| view.remembered.judgement.as_ref())
+            .filter(|(of, _)| of == master)
+            .map_or(judgement, |(_, before)| before.clone())
     }
 
     /// Whether `id` has transactions that `other` lacks, as [`Situation::judge`].

@@ -161,7 +161,7 @@ fn status_of_replica(
     member: &Member,
     seen: &Observation,
 ) -> (Status, String) {
-    if let Judgement::Errant(these) = situation.judge(id) {
+    if let Judgement::Errant(these) = situation.last_judgement(id) {
         return (
             Status::Diverged,
             format!("has transactions that the Master lacks: {these}"),
@@ -300,7 +300,10 @@ fn health(situation: &Situation<'_>, instances: &BTreeMap<InstanceId, (Status, S
             joined_with(unfit.iter().map(|id| id.as_str()), " and ")
         ),
         (Durability::SemiSync, []) => {
-            format!("The cluster is not protected: nobody acknowledges the commits of {master}")
+            let until = ackers::awaited(situation)
+                .map(|awaited| format!(" until {awaited} has received what was written before"))
+                .unwrap_or_default();
+            format!("The cluster is not protected: nobody acknowledges the commits of {master}{until}")
         }
         (Durability::SemiSync, _) if !semi_sync => {
             format!("The cluster is not protected: commits at {master} wait for no acknowledgement")

@@ -1,5 +1,6 @@
 //! The pieces that plans are put together from.
 
+use crate::ackers::is_relaxed;
 use crate::cluster::{Cluster, Durability, Member};
 use crate::gtid::Lacks;
 use crate::ids::InstanceId;
@@ -31,6 +32,12 @@ pub(crate) fn lead(
     }
     if acknowledge && !situation.cluster.ackers.contains(id) {
         steps.push(record(Change::AddAcker { instance: id.clone() }));
+    }
+    if acknowledge && situation.trusted(id).is_some_and(is_relaxed) {
+        steps.push(Step::SyncRelayLog {
+            at: id.clone(),
+            every_event: true,
+        });
     }
     if !member.was_told_to_follow(source) {
         steps.push(record(Change::MayFollow {

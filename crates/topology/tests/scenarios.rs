@@ -254,7 +254,7 @@ impl Story {
 
     /// `writable`, `read-only`, `half-open` (MySQL's `read_only` alone), `gtid=…`, `earlier=…` (the look before), `follows=ID|ADDRESS|nobody`,
     /// `receiver=running|connecting|stopped`, `received=…`, `applier=on|off`, `lag=SECONDS|unknown`, `acknowledges=yes|no|switched`,
-    /// `source=on|off`, `clients=N`, `waiting=N`, `scheduler=on|off`, `version=…`, `flavor=…`, `id=…` (server id),
+    /// `source=on|off`, `clients=N`, `waiting=N`, `scheduler=on|off`, `version=…`, `flavor=…`, `id=…` (server id), `sync=EVENTS` (of the relay log),
     /// `uptime=SECONDS`, `transaction=SECONDS`, `xa=N`, `busy=WORD`, `binlogs=…` (what was logged before the oldest),
     /// `hasty` (no thorough look), `overlapping` (this look began before the others ended), `agent=replaying|left-out|
     /// left-out-unknown|silent|never|other|crashed|full|misfit`, `disk=PERCENT`,
@@ -287,6 +287,11 @@ impl Story {
         if let Some(Ok(seen)) = view.look.as_ref().map(|look| look.result.clone()) {
             view.last_seen = Some((view.look.as_ref().unwrap().at, seen));
         }
+        self.remember();
+    }
+
+    fn remember(&mut self) {
+        topology::memory::remember(&self.cluster, &mut self.views, self.now, &self.policy);
     }
 
     fn seen(&mut self, id: &str) -> &mut Observation {
@@ -324,6 +329,10 @@ impl Story {
                 } else {
                     Flavor::Mariadb
                 };
+            }
+            "sync" => {
+                seen.variables
+                    .insert("sync_relay_log".to_owned(), value.to_owned());
             }
             "id" => seen.server_id = ServerId(value.parse().unwrap()),
             "uptime" => seen.uptime_seconds = value.parse().unwrap(),
@@ -488,6 +497,7 @@ impl Story {
                 report.at = now;
             }
         }
+        self.remember();
     }
 
     fn print(&self, what: &str, printed: &mut String) {

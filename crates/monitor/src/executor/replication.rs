@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mysql_client::Server;
 use tokio::time::Instant;
-use topology::gtid::{Lacks, Received, Transactions};
+use topology::gtid::{Lacks, Transactions};
 use topology::observation::{Receiver, Replication};
 use topology::situation::holds_back;
 use topology::{AccountNumber, Address, Flavor, InstanceId, Observation};
@@ -102,65 +102,11 @@ impl RealWorld {
         result
     }
 
-    async fn transactions(&mut self, of: &InstanceId) -> Result<Transactions, Failure> {
+    pub(super) async fn transactions(&mut self, of: &InstanceId) -> Result<Transactions, Failure> {
         let mut server = self.server(of).await?;
         let result = server.transactions().await.map_err(|error| failure(of, &error));
         self.keep(of, server, &result);
         result
-    }
-
-    pub(crate) async fn wait_until_acknowledged(
-        &mut self,
-        of: &InstanceId,
-        limit: Duration,
-    ) -> Result<String, Failure> {
-        let wanted = self.transactions(of).await?;
-        let ackers = self.cluster().ackers.clone();
-        if ackers.is_empty() {
-            return Ok("there is nobody who acknowledges".to_owned());
-        }
-        let began = Instant::now();
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let mut missing = Vec::new();
-            for acker in &ackers {
-                match self.has_received(acker, &wanted).await {
-                    Ok(None) => return Ok(format!("{acker} has everything")),
-                    Ok(Some(why)) => missing.push(why),
-                    Err(failure) => missing.push(failure.message),
-                }
-            }
-            if began.elapsed() >= limit {
-                return Err(Failure::new(format!(
-                    "no acker has everything that {of} has after {} ms: {}",
-                    limit.as_millis(),
-                    missing.join("; ")
-                )));
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-    }
-
-    /// `None` when it has received (or executed) all of it, else what it lacks.
-    async fn has_received(
-        &mut self,
-        acker: &InstanceId,
-        wanted: &Transactions,
-    ) -> Result<Option<String>, Failure> {
-        let mut server = self.server(acker).await?;
-        let seen = look(acker, &mut server).await;
-        self.keep(acker, server, &seen);
-        let seen = seen?;
-        let lacks = match &seen.replication {
-            Some(Replication { received, .. }) => covers(received, &seen.transactions, wanted),
-            None => seen.transactions.lacks(wanted),
-        };
-        Ok(match lacks {
-            Lacks::Nothing => None,
-            Lacks::These(missing) => Some(format!("{acker} lacks {missing}")),
-            Lacks::Unknown(why) => Some(format!("what {acker} received is not known: {why}")),
-        })
     }
 
     /// The source of `at` takes no writes, and `at` has all that it has.
@@ -318,33 +264,6 @@ impl RealWorld {
         result
     }
 
-    pub(crate) async fn wait_for_acker(
-        &mut self,
-        of: &InstanceId,
-        limit: Duration,
-    ) -> Result<String, Failure> {
-        let mut server = self.server(of).await?;
-        let began = Instant::now();
-        let mut pause = FIRST_PAUSE;
-        let result = loop {
-            match server.semi_sync_clients().await {
-                Ok(0) if began.elapsed() >= limit => {
-                    break Err(Failure::new(format!(
-                        "nobody acknowledges to {of} after {} ms",
-                        limit.as_millis()
-                    )));
-                }
-                Ok(0) => {}
-                Ok(_) => break Ok(format!("after {} ms", began.elapsed().as_millis())),
-                Err(error) => break Err(failure(of, &error)),
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        };
-        self.keep(of, server, &result);
-        result
-    }
-
     pub(crate) async fn set_acknowledging(&mut self, at: &InstanceId, on: bool) -> Result<String, Failure> {
         let mut server = self.server(at).await?;
         let result = set_acknowledging(at, &mut server, on).await;
@@ -407,13 +326,6 @@ impl RealWorld {
         .await;
         self.keep(at, server, &result);
         result
-    }
-}
-
-fn covers(received: &Received, executed: &Transactions, wanted: &Transactions) -> Lacks {
-    match executed.lacks(wanted) {
-        Lacks::Nothing => Lacks::Nothing,
-        _ => received.covers(executed, wanted),
     }
 }
 

@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use mysql_client::credentials::SecretFile;
 use mysql_client::{Depth, Endpoint, Error, Server};
 use tokio::task::JoinHandle;
+use topology::plan::RELAXED_SYNC_EVENTS;
 use topology::{Address, Cluster, InstanceId, Look, Moment, Observation, Plan, Purpose, ServerId, Step};
 
 use super::{Failure, World};
@@ -184,6 +185,14 @@ impl World for RealWorld {
                 let (near, limit) = (millis(*near_milliseconds), millis(*limit_milliseconds));
                 self.wait_until_near(at, of, near, limit).await
             }
+            Step::WaitUntilReceived {
+                of,
+                near_milliseconds,
+                limit_milliseconds,
+            } => {
+                let (near, limit) = (millis(*near_milliseconds), millis(*limit_milliseconds));
+                self.wait_until_received(of, near, limit).await
+            }
             Step::WaitUntilAcknowledged {
                 of,
                 limit_milliseconds,
@@ -219,6 +228,10 @@ impl World for RealWorld {
                 limit_milliseconds,
             } => self.wait_for_acker(of, millis(*limit_milliseconds)).await,
             Step::SetAcknowledging { at, on } => self.set_acknowledging(at, *on).await,
+            Step::SyncRelayLog { at, every_event } => {
+                let events = if *every_event { 1 } else { RELAXED_SYNC_EVENTS };
+                self.sync_relay_log(at, events).await
+            }
             Step::RotateRelayLog { at } => self.rotate_relay_log(at).await,
             Step::StopApplying { at } => self.stop_applying(at).await,
             Step::StartApplying { at } => self.start_applying(at).await,

@@ -141,18 +141,14 @@ fn at_servers(world: &mut World, step: &Step) -> Result<(), String> {
             let _ = wait(world, |world| covers(world, at, of));
             Ok(())
         }
+        Step::WaitUntilReceived { of, .. } => {
+            let of = world.index(of);
+            let _ = wait(world, |world| an_acker_received_all(world, of));
+            Ok(())
+        }
         Step::WaitUntilAcknowledged { of, .. } => {
             let of = world.index(of);
-            wait(world, |world| {
-                world.cluster.ackers.iter().any(|acker| {
-                    let acker = &world.servers[world.index(acker)];
-                    acker.running
-                        && world.servers[of]
-                            .binlog
-                            .iter()
-                            .all(|known| acker.received(known.gtid()))
-                })
-            })
+            wait(world, |world| an_acker_received_all(world, of))
         }
         Step::StopReplication { at } => stop_replication(world, world.index(at)),
         Step::ForgetSource { at } => forget(world, world.index(at)),
@@ -187,6 +183,11 @@ fn at_servers(world: &mut World, step: &Step) -> Result<(), String> {
         Step::WaitForAcker { of, .. } => {
             let of = world.index(of);
             wait(world, |world| !world.acknowledging_to(of).is_empty())
+        }
+        Step::SyncRelayLog { at, every_event } => {
+            let at = world.index(at);
+            world.servers[at].relaxed = !every_event;
+            Ok(())
         }
         Step::SetAcknowledging { at, on } => {
             let at = world.index(at);
@@ -310,6 +311,14 @@ fn wait(world: &mut World, done: impl Fn(&World) -> bool) -> Result<(), String> 
     } else {
         Err("it took too long".to_owned())
     }
+}
+
+fn an_acker_received_all(world: &World, of: usize) -> bool {
+    world.cluster.ackers.iter().any(|acker| {
+        let acker = &world.servers[world.index(acker)];
+        let binlog = &world.servers[of].binlog;
+        acker.running && binlog.iter().all(|known| acker.received(known.gtid()))
+    })
 }
 
 /// Whether `index` has applied everything that is in the binlog of `of`.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 use topology::gtid::{GtidPosition, GtidSet, MariadbGtid, MariadbHistory, Received, Transactions};
 use topology::observation::{Preflight, Receiver, Replication, SemiSync};
+use topology::plan::RELAXED_SYNC_EVENTS;
 use topology::{Address, Flavor, Incarnation, Observation, ServerId, ServerUuid, Version};
 
 /// What a transaction did.
@@ -90,6 +91,8 @@ pub(crate) struct Server {
     pub(crate) read_only: bool,
     pub(crate) source_side: bool,
     pub(crate) replica_side: bool,
+    /// Whether its relay log is synced seldom.
+    pub(crate) relaxed: bool,
     pub(crate) scheduler: bool,
     pub(crate) events_enabled: bool,
     pub(crate) locked: BTreeSet<u32>,
@@ -114,6 +117,7 @@ impl Server {
             read_only: true,
             source_side: false,
             replica_side: false,
+            relaxed: false,
             scheduler: false,
             events_enabled: false,
             locked: BTreeSet::new(),
@@ -143,6 +147,7 @@ impl Server {
         self.read_only = true;
         self.source_side = false;
         self.replica_side = false;
+        self.relaxed = false;
         self.scheduler = false;
     }
 
@@ -295,9 +300,13 @@ impl Server {
             },
             replication,
             event_scheduler: self.scheduler,
-            variables: BTreeMap::new(),
+            variables: BTreeMap::from([("sync_relay_log".to_owned(), self.sync_relay_log())]),
             preflight: Some(Preflight::default()),
         }
+    }
+
+    fn sync_relay_log(&self) -> String {
+        if self.relaxed { RELAXED_SYNC_EVENTS } else { 1 }.to_string()
     }
 
     fn replication(&self, link: &Link, sources: &[(Address, u32)]) -> Replication {

@@ -11,7 +11,7 @@ use topology::{
 use topology::{Change, Cluster};
 
 use crate::random::Random;
-use crate::server::{Server, Session, What};
+use crate::server::{Server, Session, Waiter, What};
 
 pub(crate) const TICK_MILLISECONDS: u64 = 50;
 
@@ -324,6 +324,13 @@ impl World {
         }
         link.session = Some(Session { next, ..session });
         if found.is_some() && session.acknowledging {
+            let frees = |waiter: &Waiter| waiter.position <= position;
+            if self.servers[replica].relaxed && self.servers[source].waiters.iter().any(frees) {
+                self.violate(format!(
+                    "{} acknowledges what it has not synced",
+                    self.ids[replica]
+                ));
+            }
             self.free_waiters(source, position, true);
         }
     }
@@ -472,6 +479,8 @@ impl World {
             if heard {
                 view.agent = Some(agent);
             }
+            let now = self.now();
+            topology::memory::remember(&self.cluster, &mut self.views, now, &self.policy);
         }
         let judged = self.situation();
         let lying: Vec<String> = self
