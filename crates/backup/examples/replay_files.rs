@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use backup::replay::{Have, LeftOut, LocalHistory, Target, Wish, apply, plan_local, settings_before};
+use backup::replay::{Have, LeftOut, LocalHistory, Target, Wish, apply, plan_local, state_before};
 use mysql_client::credentials::{Login, Password};
 use mysql_client::replay::{Durability, replay_settings};
 use mysql_client::{Endpoint, Server};
@@ -21,7 +21,7 @@ async fn main() -> anyhow::Result<()> {
     let login = Login::new("root", Password::new(""));
     let endpoint = Endpoint::Socket(socket.into());
     let mut server = Server::connect(&endpoint, &login, Duration::from_mins(10)).await?;
-    let before = settings_before(&mut server).await?;
+    let before = state_before(&mut server).await?;
     let durability = match how.as_str() {
         "relaxed" => Durability::Relaxed,
         // As the server is, but for its relay log, which a client that pipes statements does not have.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::secrets::Secrets;
 use anyhow::{Context as _, bail};
-use backup::replay::leave;
+use backup::replay::{Before, leave};
 use mysql_client::replay::Settings;
 use mysql_client::{Endpoint, Server};
 use serde::{Deserialize, Serialize};
@@ -39,7 +39,10 @@ pub(crate) struct Marker {
     /// The machine's start in which it began.
     boot: String,
     /// The server's settings before.
-    pub(crate) before: Settings,
+    before: Settings,
+    /// Whether its binlogs are to be emptied at the end; see [`Before::joins`].
+    #[serde(default)]
+    joins: bool,
 }
 
 /// Whether a replay runs, or one that was interrupted was not tidied up yet.
@@ -49,12 +52,21 @@ pub(crate) fn is_marked(data_directory: &Path) -> bool {
 
 impl Marker {
     /// Of a replay that begins now.
-    pub(crate) fn new(before: Settings) -> anyhow::Result<Self> {
+    pub(crate) fn new(before: Before) -> anyhow::Result<Self> {
         Ok(Self {
             format: api::FORMAT,
             boot: boot()?,
-            before,
+            before: before.settings,
+            joins: before.joins,
         })
+    }
+
+    /// How the server was.
+    pub(crate) fn before(&self) -> Before {
+        Before {
+            settings: self.before.clone(),
+            joins: self.joins,
+        }
     }
 
     /// The marker of a data directory, if there is one.
@@ -127,7 +139,7 @@ pub(crate) async fn tidy_up(config: &InstanceConfig, secrets: &Secrets) -> anyho
     };
     let endpoint = Endpoint::Socket(config.socket());
     let mut server = Server::connect(&endpoint, &secrets.root()?, DEADLINE).await?;
-    leave(&mut server, &marker.before).await?;
+    leave(&mut server, &marker.before()).await?;
     Marker::remove(&config.data_directory)
 }
 
@@ -198,7 +210,12 @@ mod tests {
     fn data_of_another_start_of_the_machine_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         refuse_after_a_crash_of_the_machine(directory.path()).unwrap();
-        let mut marker = Marker::new(Settings::from([("sync_binlog".to_owned(), "1".to_owned())])).unwrap();
+        let before = Before {
+            settings: Settings::from([("sync_binlog".to_owned(), "1".to_owned())]),
+            joins: true,
+        };
+        let mut marker = Marker::new(before.clone()).unwrap();
+        assert_eq!(marker.before(), before);
         marker.store(directory.path()).unwrap();
         assert_eq!(Marker::load(directory.path()).unwrap(), Some(marker.clone()));
         refuse_after_a_crash_of_the_machine(directory.path()).unwrap();

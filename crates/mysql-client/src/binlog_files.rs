@@ -1,5 +1,7 @@
 //! A server's binlog files: which there are, beginning a new one, and removing old ones.
 
+use std::time::{Duration, Instant};
+
 use crate::error::Error;
 use crate::server::Server;
 use crate::statements::literal;
@@ -35,5 +37,35 @@ impl Server {
     pub async fn purge_binlogs_before(&mut self, file: &str) -> Result<(), Error> {
         self.execute(&format!("PURGE BINARY LOGS TO {}", literal(file)))
             .await
+    }
+
+    /// Removes everything that the binlogs hold, and keeps what the server says it has. Nobody reads them.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query), and when a file stays: MariaDB keeps one for a moment whose commits the engine has not
+    /// written out yet.
+    pub async fn forget_binlogs(&mut self) -> Result<(), Error> {
+        const LIMIT: Duration = Duration::from_mins(1);
+        const PAUSE: Duration = Duration::from_millis(20);
+        self.begin_binlog_file().await?;
+        let begun = Instant::now();
+        loop {
+            let files = self.binlog_files().await?;
+            let [older @ .., (newest, _)] = &files[..] else {
+                return Ok(());
+            };
+            let [(oldest, _), ..] = older else {
+                return Ok(());
+            };
+            if begun.elapsed() > LIMIT {
+                let sentence =
+                    format!("the server keeps {oldest} though {newest} has begun and nobody reads it");
+                return Err(Error::Unexpected(sentence));
+            }
+            self.purge_binlogs_before(newest).await?;
+            if self.binlog_files().await?.len() > 1 {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
     }
 }

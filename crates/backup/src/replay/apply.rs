@@ -14,6 +14,8 @@ use mysql_client::{Error, Server};
 use topology::gtid::Transactions;
 use topology::{Flavor, ServerId};
 
+use super::joined::MaybeJoined;
+
 /// The user that the replay's source knows: it exists nowhere else.
 const USER: &str = "mysql_service_replay";
 
@@ -32,6 +34,16 @@ const PORTIONS: u64 = 4;
 
 /// A receiver that has not connected after this long says why in its error.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
+
+/// How a server is before a replay, which is so again afterwards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Before {
+    /// Those of its settings that a replay changes.
+    pub settings: Settings,
+    /// Whether small transactions may be joined to one: its binlogs hold no transaction, so that nobody misses those
+    /// that the replay leaves there, and which are removed at its end. They have the GTIDs of the last of several.
+    pub joins: bool,
+}
 
 /// What is to be applied.
 #[derive(Debug, Clone)]
@@ -66,8 +78,7 @@ pub enum ReplayError {
 
 /// Applies `history` at `server`, a session of a user with all rights.
 ///
-/// `before` are its settings of [`settings_before`], which the caller has stored: should this process end, [`leave`]
-/// puts them back. `look` is told what the server has, now and then.
+/// `before` is what [`state_before`] said, which the caller has stored: should this process end, [`leave`] brings it back. `look` is told what the server has, now and then.
 ///
 /// # Errors
 /// See [`ReplayError`]. The server is left following nobody, with its settings as before, in every case in which it
@@ -76,7 +87,7 @@ pub async fn apply<H: History>(
     server: &mut Server,
     history: H,
     wish: &Wish,
-    before: &Settings,
+    before: &Before,
     mut look: impl FnMut(&Transactions),
 ) -> Result<(), ReplayError> {
     refuse_own_id(server, &wish.served_ids).await?;
@@ -90,6 +101,10 @@ pub async fn apply<H: History>(
     publish(&service.certificate, &wish.certificate_file).map_err(ReplayError::Source)?;
     let relay_log_file_bytes = server.relay_log_file_bytes().await?;
     let relay_log_limit_bytes = RELAY_LOG_FILES * relay_log_file_bytes.max(LEAST_RELAY_LOG_FILE_BYTES);
+    let history = MaybeJoined {
+        history,
+        joins: before.joins,
+    };
     let source = ReplicationServer::start(service, history)
         .await
         .map_err(ReplayError::Source)?;
@@ -126,24 +141,28 @@ fn publish(certificate: &Certificate, file: &Path) -> std::io::Result<()> {
     new.set_permissions(std::fs::Permissions::from_mode(0o644))
 }
 
-/// What the settings are that a replay changes.
+/// How the server is now, while nothing is replayed into it.
 ///
 /// # Errors
 /// When the server does not answer.
-pub async fn settings_before(server: &mut Server) -> Result<Settings, Error> {
+pub async fn state_before(server: &mut Server) -> Result<Before, Error> {
     let relaxed = replay_settings(server.flavor(), Durability::Relaxed, 1);
-    server.global_settings(relaxed.keys().map(String::as_str)).await
+    Ok(Before {
+        settings: server.global_settings(relaxed.keys().map(String::as_str)).await?,
+        joins: server.takes_joined_transactions().await?,
+    })
 }
 
-/// Ends a replay, come to its end or not: the server follows nobody, its settings are `before`, and what it has is on
-/// the disk.
+/// Ends a replay, come to its end or not: the server follows nobody, its settings are as before, what it has is on the
+/// disk, and its binlogs hold no joined transactions.
 ///
 /// # Errors
 /// When the server does not answer, or a setting is not what it was set to.
-pub async fn leave(server: &mut Server, before: &Settings) -> Result<(), ReplayError> {
+pub async fn leave(server: &mut Server, before: &Before) -> Result<(), ReplayError> {
     // Whomever it follows by now, what it commits goes to the disk. The number of appliers can only be changed while
     // none runs.
     let durable: Settings = before
+        .settings
         .iter()
         .filter(|(name, _)| !name.contains("parallel"))
         .map(|(name, value)| (name.clone(), value.clone()))
@@ -151,7 +170,10 @@ pub async fn leave(server: &mut Server, before: &Settings) -> Result<(), ReplayE
     server.set_global_settings(&durable).await?;
     server.flush_to_disk().await?;
     detach(server).await?;
-    server.set_global_settings(before).await?;
+    if before.joins {
+        server.forget_binlogs().await?;
+    }
+    server.set_global_settings(&before.settings).await?;
     Ok(())
 }
 

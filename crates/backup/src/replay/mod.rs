@@ -17,6 +17,8 @@
 //! | `plan` | what a replay would do, and why not |
 //! | `have` | what the server has, while history is read past it (pure) |
 //! | `feed` | the bytes of files through the scanner and the selection |
+//! | `join` | small transactions of a MariaDB binlog as one (pure) |
+//! | `joined` | a history through that |
 //! | `archived` | the bytes of files of the archive |
 //! | `local_files`, `local_plan` | binlog files in a directory |
 
@@ -26,13 +28,15 @@ mod chain;
 mod cuts;
 mod feed;
 mod have;
+mod join;
+mod joined;
 mod local_files;
 mod local_plan;
 mod plan;
 mod selection;
 mod walk;
 
-pub use apply::{ReplayError, Wish, apply, leave, refuse_follower, settings_before};
+pub use apply::{Before, ReplayError, Wish, apply, leave, refuse_follower, state_before};
 pub use archived::ArchivedHistory;
 pub use chain::{Chain, Gap, GapKind, Link, chain};
 pub use cuts::{CutsError, StoredCut, cuts_of};

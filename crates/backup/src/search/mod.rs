@@ -343,6 +343,7 @@ mod tests {
             transaction_length: None,
             standalone: true,
             definition: true,
+            ordinary: false,
         };
         let wanted = [0, 9, 10, 20, 21].map(|time| query.wants_transaction(&at(time)));
         assert_eq!(wanted, [true, false, true, true, false]);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use backup::replay::{
-    Have, LeftOut, LocalFiles, LocalHistory, SelectedFeed, Target, Wish, apply, plan_local, settings_before,
+    Have, LeftOut, LocalFiles, LocalHistory, SelectedFeed, Target, Wish, apply, plan_local, state_before,
 };
 use mysql_client::replay::{Durability, replay_settings};
 use mysql_client::replication_server::{Feed, History, HistoryError, Piece, Replica};
@@ -53,7 +53,7 @@ async fn a_silence_is_bridged_by_heartbeats(flavor: Flavor) {
     let replica = BareServer::start_with(flavor, impatient(flavor)).await.unwrap();
     let mut root = replica.connect_as_root().await.unwrap();
     let mut observer = replica.connect_as_root().await.unwrap();
-    let before = settings_before(&mut root).await.unwrap();
+    let before = state_before(&mut root).await.unwrap();
     let have = Have::transactions(&root.transactions().await.unwrap());
     let files = binlog_files(&source);
     let plan = plan_local(&files, &have, &Target::End, LeftOut::default())
@@ -121,7 +121,7 @@ async fn what_is_not_applied_is_bounded(source: &BareServer, replica: &BareServe
 
     let mut root = replica.connect_as_root().await.unwrap();
     let mut observer = replica.connect_as_root().await.unwrap();
-    let before = settings_before(&mut root).await.unwrap();
+    let before = state_before(&mut root).await.unwrap();
     let have = Have::transactions(&root.transactions().await.unwrap());
     let plan = plan_local(&binlog_files(source), &have, &Target::End, LeftOut::default())
         .await

@@ -14,7 +14,7 @@ use std::process::Command;
 use archiver::{Archiver, Place, archived};
 use backup::archive::{ArchivedFile, Index, Segment, line_of, remove};
 use backup::replay::{
-    ArchivedHistory, Have, LeftOut, LocalHistory, Target, Wish, apply, plan, plan_local, settings_before,
+    ArchivedHistory, Before, Have, LeftOut, LocalHistory, Target, Wish, apply, plan, plan_local, state_before,
 };
 use mysql_client::replay::{Durability, Settings, replay_settings};
 use mysql_client::replication_server::Owned;
@@ -44,8 +44,13 @@ async fn every_step_is_reached_exactly(flavor: Flavor) {
     let recorded = record(&files);
     let replica = BareServer::start_with(flavor, work::SETTINGS).await.unwrap();
     let mut root = replica.connect_as_root().await.unwrap();
-    let before = settings_before(&mut root).await.unwrap();
-    settings_are_relaxed_and_put_back(&mut root, &before).await;
+    let before = state_before(&mut root).await.unwrap();
+    settings_are_relaxed_and_put_back(&mut root, &before.settings).await;
+    assert_eq!(before.joins, flavor == Flavor::Mariadb);
+    if before.joins {
+        let (transactions, sums) = (recorded.gtids.len(), &done.last().unwrap().1);
+        small_transactions_are_joined(&replica, &place, transactions, sums).await;
+    }
     for (number, (step, sums)) in done.iter().enumerate() {
         let last = recorded.gtids[recorded.last_of(&step.executed)].clone();
         let files = if number % 2 == 0 { &files[..] } else { &[] };
@@ -60,23 +65,66 @@ async fn every_step_is_reached_exactly(flavor: Flavor) {
         );
         assert_eq!(root.replay_state().await.unwrap(), None, "it follows nobody");
         assert_eq!(
-            settings_before(&mut root).await.unwrap(),
-            before,
+            state_before(&mut root).await.unwrap().settings,
+            before.settings,
             "the settings are back"
         );
     }
     right_or_refused_by_name(&source, &replica, &place, &done.last().unwrap().1).await;
 }
 
+/// All at once: a MariaDB server has fewer commits than there are transactions, the same tables in the end, and one
+/// binlog file.
+async fn small_transactions_are_joined(
+    replica: &BareServer,
+    place: &Place,
+    transactions: usize,
+    sums: &[String],
+) {
+    let mut root = replica.connect_as_root().await.unwrap();
+    let before = commits(&mut root).await;
+    replay(replica, place, &[], Target::End).await.unwrap();
+    assert_eq!(checksums(&mut root).await, sums);
+    let commits = commits(&mut root).await - before;
+    assert!(
+        commits * 4 < transactions * 3,
+        "{commits} commits of {transactions}"
+    );
+    let files = root.binlog_files().await.unwrap();
+    assert_eq!(files.len(), 1, "{files:?}");
+    assert!(
+        !root.takes_joined_transactions().await.unwrap(),
+        "one of its tables keeps a history by now"
+    );
+    empty(&mut root).await;
+}
+
+/// Of a MariaDB server since its start.
+async fn commits(root: &mut Server) -> usize {
+    let sql =
+        "SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_STATUS WHERE VARIABLE_NAME = 'Binlog_commits'";
+    let text = root.query_value(sql).await.unwrap();
+    text.unwrap().parse().unwrap()
+}
+
 /// A damaged archive: a replay stops at the damage, and goes on past it with what another server's archive has; without
 /// that, none begins.
 async fn right_or_refused_by_name(source: &BareServer, replica: &BareServer, place: &Place, sums: &[String]) {
+    let mut root = replica.connect_as_root().await.unwrap();
+    empty(&mut root).await;
+    // Its binlogs are to have each transaction by itself.
+    let unjoined = Before {
+        joins: false,
+        ..state_before(&mut root).await.unwrap()
+    };
+    replay_into(replica, place, &[], Target::End, &unjoined)
+        .await
+        .unwrap();
     // By itself: an archiver begins where nothing is missing.
     let beside = Place::new();
     let mut archiver = Archiver::start(replica, &beside.store);
     archiver.has_everything(replica).await;
     archiver.kill();
-    let mut root = replica.connect_as_root().await.unwrap();
     empty(&mut root).await;
     let index = Index::load(&place.store).await.unwrap();
     let source = line_of(&archived(source), &index).await.unwrap().unwrap();
@@ -127,7 +175,19 @@ async fn replay(
     target: Target,
 ) -> Result<Owned, String> {
     let mut root = replica.connect_as_root().await.unwrap();
-    let before = settings_before(&mut root).await.unwrap();
+    let before = state_before(&mut root).await.unwrap();
+    replay_into(replica, place, files, target, &before).await
+}
+
+/// The same, with what is known of the server.
+async fn replay_into(
+    replica: &BareServer,
+    place: &Place,
+    files: &[std::path::PathBuf],
+    target: Target,
+    before: &Before,
+) -> Result<Owned, String> {
+    let mut root = replica.connect_as_root().await.unwrap();
     let have = Have::transactions(&root.transactions().await.unwrap());
     let wish = |reached: &Owned, served_ids| Wish {
         reached: reached.clone(),
@@ -148,7 +208,7 @@ async fn replay(
             left_out: plan.left_out,
             reached: plan.reached,
         };
-        let applied = apply(&mut root, history, &wish, &before, |_| {}).await;
+        let applied = apply(&mut root, history, &wish, before, |_| {}).await;
         return applied.map(|()| wish.reached).map_err(|error| said(&error));
     }
     let plan = plan_local(files, &have, &target, LeftOut::default())
@@ -160,7 +220,7 @@ async fn replay(
         left_out: plan.left_out,
         reached: plan.reached,
     };
-    let applied = apply(&mut root, history, &wish, &before, |_| {}).await;
+    let applied = apply(&mut root, history, &wish, before, |_| {}).await;
     applied.map(|()| wish.reached).map_err(|error| said(&error))
 }
 
@@ -189,7 +249,7 @@ async fn empty(root: &mut Server) {
 async fn settings_are_relaxed_and_put_back(root: &mut Server, before: &Settings) {
     let relaxed = replay_settings(root.flavor(), Durability::Relaxed, 2);
     root.set_global_settings(&relaxed).await.unwrap();
-    let now = settings_before(root).await.unwrap();
+    let now = state_before(root).await.unwrap().settings;
     assert_eq!(now, relaxed);
     assert_ne!(&now, before);
     let unknown = if root.flavor() == Flavor::Mysql {
@@ -202,7 +262,7 @@ async fn settings_are_relaxed_and_put_back(root: &mut Server, before: &Settings)
     let unknown = Settings::from([(unknown.to_owned(), "1".to_owned())]);
     root.set_global_settings(&unknown).await.unwrap_err();
     root.set_global_settings(before).await.unwrap();
-    assert_eq!(&settings_before(root).await.unwrap(), before);
+    assert_eq!(&state_before(root).await.unwrap().settings, before);
 }
 
 struct Done {

@@ -151,7 +151,8 @@ pub(crate) fn steps(flavor: Flavor, source: &BareServer) -> Vec<Step> {
                 "SET SESSION gtid_domain_id = 0",
                 "INSERT INTO app.old VALUES (4, 4)",
             ],
-        ), step("a sequence", &["CREATE SEQUENCE app.s", "INSERT INTO app.old VALUES (100 + NEXTVAL(app.s), 5)"])],
+        ), step("a sequence", &["CREATE SEQUENCE app.s", "INSERT INTO app.old VALUES (100 + NEXTVAL(app.s), 5)"]),
+        small_transactions(), rows_with_a_history()],
         Flavor::Mysql => vec![
             step(
                 "a compressed transaction",
@@ -187,12 +188,58 @@ pub(crate) fn steps(flavor: Flavor, source: &BareServer) -> Vec<Step> {
     steps
 }
 
+/// Transactions that a replay joins, of which each needs the one before it.
+fn small_transactions() -> Step {
+    step(
+        "small transactions of several tables",
+        &[
+            "CREATE TABLE app.parent (id INT PRIMARY KEY, v INT UNIQUE)",
+            "CREATE TABLE app.child (id INT PRIMARY KEY, parent INT, n INT AS (id * 2) STORED, FOREIGN KEY (parent) \
+             REFERENCES app.parent (id) ON DELETE CASCADE ON UPDATE CASCADE)",
+            "CREATE TABLE app.keyless (v INT, w INT)",
+            "INSERT INTO app.parent VALUES (1, 1), (2, 2)",
+            "INSERT INTO app.child (id, parent) VALUES (1, 1), (2, 2), (3, 1)",
+            "UPDATE app.parent SET id = 9 WHERE id = 1",
+            "INSERT INTO app.keyless VALUES (1, 1), (1, 1)",
+            "UPDATE app.keyless SET w = w + 1 LIMIT 1",
+            "UPDATE app.child SET id = 30 WHERE id = 3",
+            "DELETE FROM app.keyless WHERE w = 1",
+            "INSERT INTO app.child (id, parent) VALUES (4, 9)",
+            "DELETE FROM app.parent WHERE id = 9",
+            "INSERT INTO app.parent VALUES (9, 1)",
+            "INSERT INTO app.child (id, parent) VALUES (1, 9)",
+            "REPLACE INTO app.parent VALUES (2, 5), (3, 1)",
+            "INSERT INTO app.t (id, v) VALUES (5000 + NEXTVAL(app.s), 'numbered')",
+            "INSERT INTO app.t (id, v) VALUES (5000 + NEXTVAL(app.s), 'numbered')",
+            "SET foreign_key_checks = 0, unique_checks = 0",
+            "INSERT INTO app.child (id, parent) VALUES (6, 99)",
+            "SET foreign_key_checks = 1, unique_checks = 1",
+            "INSERT INTO app.parent VALUES (99, 99)",
+            "UPDATE app.parent SET v = v + 100",
+        ],
+    )
+}
+
+/// The rows between are kept only where each transaction is one by itself.
+fn rows_with_a_history() -> Step {
+    step(
+        "a table with a history of its rows",
+        &[
+            "CREATE TABLE app.versioned (id INT PRIMARY KEY, v INT) WITH SYSTEM VERSIONING",
+            "INSERT INTO app.versioned VALUES (1, 1), (2, 1)",
+            "UPDATE app.versioned SET v = 2",
+            "UPDATE app.versioned SET v = 3",
+            "DELETE FROM app.versioned WHERE id = 2",
+        ],
+    )
+}
+
 /// Of every table of the database, in order.
 pub(crate) async fn checksums(server: &mut Server) -> Vec<String> {
     let tables = server
         .query(
-            "SELECT TABLE_NAME FROM information_schema.TABLES \
-             WHERE TABLE_SCHEMA = 'app' AND TABLE_TYPE = 'BASE TABLE' ORDER BY TABLE_NAME",
+            "SELECT TABLE_NAME, TABLE_TYPE FROM information_schema.TABLES WHERE TABLE_SCHEMA = 'app' \
+             AND TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED') ORDER BY TABLE_NAME",
         )
         .await
         .unwrap();
@@ -204,6 +251,11 @@ pub(crate) async fn checksums(server: &mut Server) -> Vec<String> {
             .await
             .unwrap();
         sums.push(format!("{name} {}", rows[0].value(1).unwrap_or("NULL")));
+        if table.value(1) == Some("SYSTEM VERSIONED") {
+            let sql = format!("SELECT COUNT(*) FROM app.`{name}` FOR SYSTEM_TIME ALL");
+            let rows = server.query_value(&sql).await.unwrap();
+            sums.push(format!("{name} with history {}", rows.unwrap()));
+        }
     }
     sums
 }

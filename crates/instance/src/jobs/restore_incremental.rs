@@ -17,7 +17,7 @@ use api::job::{Binlogs, RestoreBase, Target as WantedTarget};
 use backup::archive::{Index, file_number};
 use backup::replay::{
     ArchivedHistory, Cuts, Have, LeftOut, LocalHistory, PlanError, ReplayError, Summary, Target, Wish, apply,
-    cuts_of, plan, plan_local, refuse_follower, settings_before,
+    cuts_of, plan, plan_local, refuse_follower, state_before,
 };
 use backup::store::Store;
 use jiff::Timestamp;
@@ -407,9 +407,12 @@ async fn replay_marked<H: History>(
     let data_directory = &tools.config.data_directory;
     let interrupted = Marker::load(data_directory)?;
     let is_new = interrupted.is_none();
-    let mut before = settings_before(server).await?;
+    let mut before = state_before(server).await?;
     // A replay before this one did not come to its end: what it found is what counts.
-    before.extend(interrupted.map(|marker| marker.before).unwrap_or_default());
+    if let Some(found) = interrupted.map(|marker| marker.before()) {
+        before.settings.extend(found.settings);
+        before.joins |= found.joins;
+    }
     Marker::new(before.clone())?.store(data_directory)?;
     // ▲ Asked once more, with a report that tells of the marker: from now on the monitor gives it no role.
     if let Err(error) = check_role(tools).await {

@@ -57,6 +57,8 @@ pub struct RowsHeader<'body> {
     pub change: RowsChange,
     /// Whether the rows are compressed (MariaDB).
     pub compressed: bool,
+    /// See [`rows_flag`](super::rows_flag).
+    pub flags: u16,
     /// The number of columns, their bitmaps and the rows.
     pub rest: &'body [u8],
 }
@@ -206,7 +208,7 @@ impl<'body> RowsHeader<'body> {
         };
         let mut body = Cursor::new(body);
         let table_id = body.number(6)?;
-        body.u16()?;
+        let flags = body.u16()?;
         if second_version {
             // The extra data's length counts itself.
             let extra = usize::from(body.u16()?);
@@ -217,6 +219,7 @@ impl<'body> RowsHeader<'body> {
             table_id,
             change,
             compressed,
+            flags,
             rest: body.rest(),
         }))
     }

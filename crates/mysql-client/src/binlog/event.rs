@@ -77,6 +77,17 @@ pub mod flag {
     pub const ARTIFICIAL: u16 = 0x0020;
 }
 
+/// Bits of a rows event's own flags.
+pub mod rows_flag {
+    /// Nothing more comes of the statement: its tables are closed.
+    pub const STATEMENT_ENDS: u16 = 0x0001;
+    /// Each row has all its columns.
+    pub const COMPLETE_ROWS: u16 = 0x0008;
+}
+
+/// Where the flags of a rows event stand, counted from the event's begin: after the number of its table.
+pub const ROWS_FLAGS_AT: usize = HEADER_BYTES + 6;
+
 /// The header of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventHeader {

@@ -46,6 +46,9 @@ pub struct GtidEvent {
     pub standalone: bool,
     /// Whether it is a definition, such as `ALTER TABLE`. Only MariaDB says so.
     pub definition: bool,
+    /// Whether it changes rows of tables with transactions and nothing else: no definition, no statement that stands
+    /// alone, no part of an XA transaction. Only MariaDB says so.
+    pub ordinary: bool,
 }
 
 impl MysqlGtid {
@@ -204,6 +207,7 @@ impl GtidEvent {
             transaction_length: Some(length),
             standalone: false,
             definition: false,
+            ordinary: false,
         })
     }
 
@@ -253,6 +257,7 @@ impl GtidEvent {
                 transaction_length: Some(length),
                 standalone: false,
                 definition: false,
+                ordinary: false,
             }),
             _ => Err(BinlogError::malformed("a tagged GTID without one of its fields")),
         }
@@ -260,7 +265,10 @@ impl GtidEvent {
 
     fn mariadb(header: &EventHeader, mut body: Cursor<'_>) -> Result<Self, BinlogError> {
         const STANDALONE: u8 = 1;
+        const TRANSACTIONAL: u8 = 4;
         const DEFINITION: u8 = 0x20;
+        const PREPARED_XA: u8 = 0x40;
+        const COMPLETED_XA: u8 = 0x80;
         let sequence = body.u64()?;
         let domain = body.u32()?;
         let flags = body.u8()?;
@@ -274,6 +282,8 @@ impl GtidEvent {
             transaction_length: None,
             standalone: flags & STANDALONE != 0,
             definition: flags & DEFINITION != 0,
+            ordinary: flags & (STANDALONE | TRANSACTIONAL | DEFINITION | PREPARED_XA | COMPLETED_XA)
+                == TRANSACTIONAL,
         })
     }
 }

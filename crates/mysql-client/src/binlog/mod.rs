@@ -33,7 +33,7 @@ pub use bodies::{
     TableMap,
 };
 pub use columns::Column;
-pub use event::{EventHeader, event_type, flag};
+pub use event::{EventHeader, ROWS_FLAGS_AT, event_type, flag, rows_flag};
 pub use format::{Checksum, FormatDescription};
 pub use gtid::{Gtid, GtidEvent, MysqlGtid};
 pub use rows::{Image, RowChange, Rows};

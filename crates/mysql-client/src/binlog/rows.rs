@@ -166,6 +166,7 @@ mod tests {
             table_id: 1,
             change,
             compressed: false,
+            flags: 0,
             rest,
         }
     }
