@@ -39,17 +39,26 @@ impl FakeAgent {
 
     /// The same with a server in this state.
     pub(crate) async fn start_in(id: &str, monitor: &str, state: ServerState) -> Self {
+        let id: InstanceId = id.parse().unwrap();
+        Self::start_with(InstanceReport { state, ..report(&id) }, monitor).await
+    }
+
+    /// An agent that reports this, and says that it does what is asked for at its server.
+    pub(crate) async fn start_with(report: InstanceReport, monitor: &str) -> Self {
         let shared = Shared::default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let id: InstanceId = id.parse().unwrap();
-        let report = InstanceReport { state, ..report(&id) };
+        let id = report.id.clone();
         let own_report = report.clone();
         let routes = Router::new()
             .route("/api/v1/instance", get(async move || Json(own_report)))
             .route("/api/v1/jobs", get(list).post(submit))
             .route("/api/v1/jobs/{id}", get(show))
             .route("/api/v1/jobs/{id}/cancel", post(cancel))
+            .route(
+                "/api/v1/replication-accounts/{account}/ensure",
+                post(async || Json(serde_json::json!({}))),
+            )
             .with_state(Arc::clone(&shared));
         tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
         let client = Client::new(&[format!("http://{monitor}")], Duration::from_secs(1))
@@ -130,7 +139,7 @@ impl FakeAgent {
     }
 }
 
-fn report(id: &InstanceId) -> InstanceReport {
+pub(crate) fn report(id: &InstanceId) -> InstanceReport {
     InstanceReport {
         format: FORMAT,
         id: id.clone(),
