@@ -28,6 +28,9 @@ pub struct ArchiveReport {
     pub file: Option<String>,
     /// The offset in it.
     pub position: Option<u64>,
+    /// What the server had logged up to there; `None`: not known, or by an agent that does not archive.
+    #[serde(default)]
+    pub transactions: Option<Transactions>,
     /// The age of the oldest thing that the server logged and that is not in the store; `None`: not known.
     pub lag_milliseconds: Option<u64>,
     /// Bytes of binlogs put into the store since the agent was started.

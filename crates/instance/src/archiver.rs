@@ -141,6 +141,7 @@ pub(crate) fn report(
             .map(ToString::to_string),
         file: progress.durable.as_ref().map(|(file, _)| file.clone()),
         position: progress.durable.as_ref().map(|(_, position)| *position),
+        transactions: progress.logged.filter(|_| state.archiving),
         lag_milliseconds: lag.map(|lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX)),
         archived_bytes: progress.archived_bytes,
         stored_bytes: progress.stored_bytes,

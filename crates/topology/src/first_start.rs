@@ -133,6 +133,7 @@ mod tests {
                 replaying: false,
                 left_out: Vec::new(),
                 archived: false,
+                archived_up_to: None,
                 detail: String::new(),
                 server_pid: None,
                 disk_free_bytes: 1,

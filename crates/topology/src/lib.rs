@@ -7,6 +7,7 @@
 //! ```
 
 mod ackers;
+mod binlogs;
 mod change;
 pub mod cluster;
 pub mod first_start;

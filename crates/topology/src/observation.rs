@@ -227,6 +227,8 @@ pub struct AgentReport {
     pub left_out: Vec<String>,
     /// Whether it has a backup store, so that its server's binlogs wait for the archive.
     pub archived: bool,
+    /// What its server had logged up to where its binlog is in the archive; `None`: it does not archive, or does not know.
+    pub archived_up_to: Option<Transactions>,
     /// A word about the state, such as the last exit.
     pub detail: String,
     /// The server's process, when it has one.

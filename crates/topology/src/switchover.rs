@@ -2,8 +2,8 @@
 //! which no acknowledged write can be lost.
 
 use crate::ackers::{WANTED, caught_up};
+use crate::binlogs::{too_late_for_archive, too_late_for_members};
 use crate::cluster::{Durability, Member, Role};
-use crate::gtid::{BinlogStart, Lacks};
 use crate::ids::InstanceId;
 use crate::observation::{Flavor, Observation, Receiver};
 use crate::operations::{agent_silent, errant, known, objections_to_following, replaying, unusable};
@@ -181,8 +181,9 @@ fn objections_at_target(
         )
     }));
     if let Some(begin) = &preflight.binlogs_begin {
-        reasons.extend(too_late_for(situation, to, begin));
+        reasons.extend(too_late_for_members(situation, to, begin));
     }
+    reasons.extend(too_late_for_archive(situation, from, to, target));
     reasons
 }
 
@@ -200,29 +201,6 @@ fn objections_of_agent(situation: &Situation<'_>, to: &InstanceId) -> Option<Rea
             ),
         )
     })
-}
-
-/// Who could not follow `to`, whose binlogs begin too late. Paused replicas and those that are away are to follow later;
-/// of these what was seen last is what they have at least.
-fn too_late_for(situation: &Situation<'_>, to: &InstanceId, begin: &BinlogStart) -> Vec<Reason> {
-    situation
-        .replicas()
-        .filter(|(id, member)| *id != to && member.active && situation.foreign(id).is_none())
-        .filter_map(|(id, _)| {
-            let (_, seen) = situation.instances.get(id)?.last_seen.as_ref()?;
-            let received = seen.replication.as_ref().map(|replication| &replication.received);
-            match begin.lacked_by(&seen.transactions, received) {
-                Lacks::Nothing => None,
-                Lacks::These(what) | Lacks::Unknown(what) => Some(Reason::new(
-                    "binlogs",
-                    format!(
-                        "the binlogs of {to} do not reach back to what {id} lacks ({what}): let {id} catch up, or \
-                         detach it"
-                    ),
-                )),
-            }
-        })
-        .collect()
 }
 
 fn objections_to_replication(

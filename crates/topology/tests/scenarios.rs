@@ -191,6 +191,7 @@ impl Story {
             replaying: false,
             left_out: Vec::new(),
             archived: false,
+            archived_up_to: None,
             detail: String::new(),
             server_pid: Some(4000),
             disk_free_bytes: 50 << 30,
@@ -257,7 +258,8 @@ impl Story {
     /// `source=on|off`, `clients=N`, `waiting=N`, `scheduler=on|off`, `version=…`, `flavor=…`, `id=…` (server id), `sync=EVENTS` (of the relay log),
     /// `uptime=SECONDS`, `transaction=SECONDS`, `xa=N`, `busy=WORD`, `binlogs=…` (what was logged before the oldest),
     /// `hasty` (no thorough look), `overlapping` (this look began before the others ended), `agent=replaying|left-out|
-    /// left-out-unknown|silent|never|other|crashed|full|misfit`, `disk=PERCENT`,
+    /// left-out-unknown|silent|never|other|crashed|full|misfit`, `disk=PERCENT`, `archived=elsewhere|…` (its agent has a
+    /// store; up to where its own binlog is there),
     /// `clock=MILLISECONDS`, `gone` (unreachable), and last in a line `error=…` of the applier, `receiving-error=…`.
     fn see(&mut self, id: &str, words: &[&str]) {
         for (position, word) in words.iter().enumerate() {
@@ -266,7 +268,7 @@ impl Story {
             match key {
                 "error" => self.replication(id).applier_error = rest(),
                 "receiving-error" => self.replication(id).receiver_error = rest(),
-                "agent" | "disk" | "clock" => {
+                "agent" | "disk" | "clock" | "archived" => {
                     self.see_agent(id, key, value);
                     continue;
                 }
@@ -410,6 +412,7 @@ impl Story {
 
     fn see_agent(&mut self, id: &str, key: &str, value: &str) {
         let now = self.now;
+        let archived_up_to = (key == "archived" && value != "elsewhere").then(|| self.transactions(value));
         let view = self.views.get_mut(&named(id)).unwrap();
         let report = view.agent.as_mut().unwrap();
         match (key, value) {
@@ -432,6 +435,7 @@ impl Story {
             ("agent", "misfit") => {
                 "root_passwd of the secrets does not fit the data".clone_into(&mut report.detail);
             }
+            ("archived", _) => (report.archived, report.archived_up_to) = (true, archived_up_to),
             ("disk", percent) => report.disk_free_bytes = percent.parse::<u64>().unwrap() << 30,
             ("clock", milliseconds) => report.clock_ahead_milliseconds = milliseconds.parse().unwrap(),
             other => panic!("{other:?} is nothing of an agent"),

@@ -20,6 +20,7 @@
 //! | `takeover` | how it comes to begin where another server's archiver is |
 //! | `session` | an archiver at its server |
 //! | `index` | all segments of a store |
+//! | `logged` | what a server had logged up to a byte of a file |
 //! | `deposit` | a segment into the store, once |
 //! | `read` | a file's bytes out of the store, each block checked before it is handed out |
 //! | `check` | objects read now and then, whoever needs them |
@@ -39,6 +40,7 @@ mod deposit;
 mod held;
 mod history;
 mod index;
+mod logged;
 mod pending;
 mod read;
 mod refill;
@@ -57,6 +59,7 @@ pub use deposit::{DepositError, deposit};
 pub use held::{ClosedFile, Held, held, may_be_held, what_is_there};
 pub use history::{Base, Coverage, Hole, Window, coverage, covered, holes, window};
 pub use index::{ArchivedFile, Index, file_number, lost_objects, unknown_objects};
+pub use logged::logged_after;
 pub use read::{FileReader, ReadError};
 pub use refill::{Refilled, refill};
 pub use retention::{remove, unneeded};

@@ -16,10 +16,14 @@ use mysql_client::replication_client::{BinlogDump, DumpRequest, Sent};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use topology::gtid::Transactions;
 
 use super::begin::{ArchivedServer, DEADLINE, begin};
 use super::compose::ComposeError;
-use super::{Base, Composer, Cut, DepositError, Index, Segment, Source, Uncompressed, deposit};
+use super::{
+    ArchivedFile, Base, Composer, Cut, DepositError, Index, Segment, Source, Uncompressed, deposit,
+    logged_after,
+};
 use crate::store::{Store, StoreError};
 
 /// How an archiver is doing.
@@ -29,6 +33,8 @@ pub struct Progress {
     pub source: Option<Source>,
     /// Up to here everything is in the store: file and offset.
     pub durable: Option<(String, u64)>,
+    /// What the server had logged up to there; `None`: not known yet.
+    pub logged: Option<Transactions>,
     /// The latest commit time in it, in microseconds since 1970.
     pub latest_commit: Option<u64>,
     /// Since when something that was received waits to be in the store; `None`: nothing waits.
@@ -104,9 +110,14 @@ pub async fn archive(
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), ArchiveError> {
     let composer = begin(server, index, bases).await?;
+    let file = index.file(composer.source(), composer.file());
+    let logged = file
+        .filter(|_| composer.cut_up_to() > 0)
+        .and_then(ArchivedFile::logged);
     progress.send_modify(|progress| {
         progress.source = Some(composer.source().clone());
         progress.durable = Some((composer.file().to_owned(), composer.cut_up_to()));
+        progress.logged = logged;
         progress.waiting_since = None;
         progress.heard = None;
     });
@@ -339,6 +350,7 @@ impl Archiver<'_> {
         let waiting_since = self.waiting_since;
         self.progress.send_modify(|progress| {
             progress.durable = Some((segment.file.clone(), segment.end));
+            progress.logged = logged_after(progress.logged.take(), &segment);
             progress.latest_commit = segment
                 .commit_times
                 .map(|(_, latest)| latest)

@@ -92,6 +92,10 @@ impl<S: Store> Controller<S> {
                 replaying: report.replaying,
                 left_out: report.left_out.clone(),
                 archived: report.archive.is_some(),
+                archived_up_to: report
+                    .archive
+                    .as_ref()
+                    .and_then(|archive| archive.transactions.clone()),
                 detail: report.detail.clone(),
                 server_pid: report.server_pid,
                 disk_free_bytes: report.disk_free_bytes,

@@ -33,6 +33,7 @@ async fn who_is_behind_or_has_too_much_does_not_become_master(flavor: Flavor) {
     a_standby_that_is_behind(&cluster).await;
     a_stopped_applier_is_started_again(&cluster).await;
     a_standby_whose_binlogs_begin_too_late(&cluster).await;
+    a_slave_whose_binlogs_begin_after_the_archive(&cluster).await;
     ledger.wait_for_a_write().await;
     let record = ledger.stop().await;
     record.assert_kept(&cluster).await;
@@ -99,14 +100,7 @@ async fn a_standby_whose_binlogs_begin_too_late(cluster: &TestCluster) {
     let written = master.transactions().await.unwrap();
     let mut standby = cluster.root_at("mysql-server-2").await;
     assert!(standby.wait_until_applied(&written, HEAL_LIMIT).await.unwrap());
-    standby.execute("FLUSH LOCAL BINARY LOGS").await.unwrap();
-    let (newest, _) = standby.binlog_files().await.unwrap().pop().unwrap();
-    // MariaDB keeps a file until InnoDB has on the disk what is in it.
-    until("the older files are gone", async || {
-        standby.purge_binlogs_before(&newest).await.unwrap();
-        standby.binlog_files().await.unwrap().len() == 1
-    })
-    .await;
+    keep_only_the_newest_binlog(&mut standby).await;
     let removed = standby.transactions().await.unwrap();
     cluster
         .run(&["switchover", "--yes"])
@@ -119,6 +113,69 @@ async fn a_standby_whose_binlogs_begin_too_late(cluster: &TestCluster) {
     assert!(slave.wait_until_applied(&removed, HEAL_LIMIT).await.unwrap());
     cluster.wait_until_ok().await;
     cluster.run(&["switchover", "--dry-run"]).await.expect(0);
+}
+
+/// Without a Standby the Master is archived. While the store takes nothing, the Slave removes from its disk what is not archived
+/// yet: archived as the Master it could not bring that.
+async fn a_slave_whose_binlogs_begin_after_the_archive(cluster: &TestCluster) {
+    cluster.done(&["detach", "mysql-server-2"]).await;
+    cluster.done(&["unregister", "mysql-server-2"]).await;
+    let archive = async || cluster.instance("mysql-server-1").await.agent.archive;
+    until("the Master archives, and tells how far", async || {
+        archive()
+            .await
+            .is_some_and(|report| report.archiving && report.transactions.is_some())
+    })
+    .await;
+    let folder = cluster.cluster.layout().directory().join("backup_store/binlog");
+    let away = folder.with_extension("away");
+    std::fs::rename(&folder, &away).unwrap();
+    std::fs::write(&folder, "in the way").unwrap();
+    until("the store takes no binlogs", async || {
+        archive().await.is_some_and(|report| !report.problems.is_empty())
+    })
+    .await;
+    let mut master = cluster.root_at("mysql-server-1").await;
+    master
+        .execute("CREATE TABLE app.unarchived (id INT PRIMARY KEY)")
+        .await
+        .unwrap();
+    let written = master.transactions().await.unwrap();
+    let mut slave = cluster.root_at("mysql-server-3").await;
+    assert!(slave.wait_until_applied(&written, HEAL_LIMIT).await.unwrap());
+    keep_only_the_newest_binlog(&mut slave).await;
+    cluster
+        .run(&["switchover", "--to", "mysql-server-3", "--yes"])
+        .await
+        .expect(3)
+        .explains("mysql-server-3 will be archived instead of mysql-server-1");
+    assert_eq!(cluster.only(Role::Master).await.as_str(), "mysql-server-1");
+    std::fs::remove_file(&folder).unwrap();
+    std::fs::rename(&away, &folder).unwrap();
+    until(
+        "the archive is level, and nothing speaks against it",
+        async || {
+            let words = ["switchover", "--to", "mysql-server-3", "--dry-run"];
+            cluster.run(&words).await.code == 0
+        },
+    )
+    .await;
+    cluster
+        .done(&["register", "mysql-server-2", "--as", "standby"])
+        .await;
+    cluster.done(&["activate", "mysql-server-2"]).await;
+    cluster.wait_until_ok().await;
+}
+
+async fn keep_only_the_newest_binlog(root: &mut Server) {
+    root.execute("FLUSH LOCAL BINARY LOGS").await.unwrap();
+    let (newest, _) = root.binlog_files().await.unwrap().pop().unwrap();
+    // MariaDB keeps a file until InnoDB has on the disk what is in it.
+    until("the older files are gone", async || {
+        root.purge_binlogs_before(&newest).await.unwrap();
+        root.binlog_files().await.unwrap().len() == 1
+    })
+    .await;
 }
 
 async fn a_slave_with_an_errant_transaction(cluster: &mut TestCluster) {

@@ -58,6 +58,31 @@ impl BinlogStart {
             _ => Lacks::of_different_flavors(),
         }
     }
+
+    /// What of it comes after all that another server had `logged` at some point.
+    ///
+    /// On MariaDB as far as a domain occurs in that: a server that was restored logged nothing of what it was restored with.
+    #[must_use]
+    pub fn beyond(&self, logged: &Transactions) -> Lacks {
+        match (self, logged) {
+            (Self::Mysql(purged), Transactions::Mysql(logged)) => logged.lacks(purged),
+            (Self::Mariadb(begin), Transactions::Mariadb(logged)) => {
+                let reached = logged.position();
+                let mut beyond = begin.clone();
+                beyond.retain(|gtid| {
+                    reached
+                        .get(gtid.domain)
+                        .is_some_and(|last| last.sequence < gtid.sequence)
+                });
+                if beyond.is_empty() {
+                    Lacks::Nothing
+                } else {
+                    Lacks::These(beyond.to_string())
+                }
+            }
+            _ => Lacks::of_different_flavors(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -103,6 +128,27 @@ mod tests {
         // Restored with what server 1 wrote, of which its own binlog says nothing.
         assert_eq!(lacked("0-1-50", "0-2-60", ""), Lacks::Nothing);
         assert_eq!(lacked("0-1-50,1-1-7", "0-1-50", ""), these("1-1-7"));
+    }
+
+    #[test]
+    fn what_comes_after_what_is_archived_is_beyond_it() {
+        let purged = BinlogStart::parse_mysql(&format!("{ONE}:1-50")).unwrap();
+        let logged = |to: u32| Transactions::parse_mysql(&format!("{ONE}:1-{to}")).unwrap();
+        assert_eq!(purged.beyond(&logged(50)), Lacks::Nothing);
+        assert_eq!(purged.beyond(&logged(40)), Lacks::These(format!("{ONE}:41-50")));
+
+        let beyond = |begin: &str, state: &str| {
+            let begin = BinlogStart::parse_mariadb(begin).unwrap();
+            begin.beyond(&Transactions::parse_mariadb(state, "").unwrap())
+        };
+        assert_eq!(beyond("0-1-50", "0-1-50"), Lacks::Nothing);
+        assert_eq!(beyond("0-1-50", "0-1-40,0-2-60"), Lacks::Nothing);
+        assert_eq!(
+            beyond("0-1-50,1-1-7", "0-1-40,1-1-9"),
+            Lacks::These("0-1-50".to_owned())
+        );
+        // A server that was restored has logged nothing of this domain yet.
+        assert_eq!(beyond("0-1-50", ""), Lacks::Nothing);
     }
 
     #[test]

@@ -461,6 +461,7 @@ impl World {
                 replaying: false,
                 left_out: Vec::new(),
                 archived: false,
+                archived_up_to: None,
                 detail: String::new(),
                 server_pid: None,
                 disk_free_bytes: 50,

@@ -357,6 +357,7 @@ fn agent_report() -> AgentReport {
         replaying: true,
         left_out: Vec::new(),
         archived: false,
+        archived_up_to: None,
         detail: String::new(),
         server_pid: None,
         disk_free_bytes: 0,
