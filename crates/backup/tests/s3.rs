@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::error::Error as _;
 use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
 
@@ -122,6 +123,9 @@ fn a_real_s3_server_keeps_what_is_written_once() {
         ] {
             assert!(matches!(denied, StoreError::Denied { .. }), "{denied:?}");
             assert!(!format!("{denied:?}").contains("another secret"));
+            let said = denied.source().unwrap().to_string();
+            assert_eq!(said.matches("status code").count(), 1, "{said}");
+            assert!(!said.contains('\n'), "{said}");
         }
     });
 }

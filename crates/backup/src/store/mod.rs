@@ -10,6 +10,7 @@ mod client;
 mod digest;
 mod private_keys;
 mod read;
+mod said;
 mod seal;
 mod unfinished;
 mod unfinished_uploads;
@@ -35,10 +36,12 @@ use object_store::path::Path;
 use object_store::{BackoffConfig, GetResult, ObjectStore, ObjectStoreExt as _, ObjectStoreScheme};
 
 use self::client::{client, configure, of_parts, retry};
+use self::said::causes;
 use self::written::Form;
 
 pub use private_keys::KeyFile;
 pub use read::ObjectReader;
+pub use said::Said;
 pub use seal::{KeyError, Keys, new_identity};
 pub use unfinished_uploads::UnfinishedUpload;
 pub use upload::Upload;
@@ -127,7 +130,7 @@ pub enum StoreError {
         /// The store.
         url: String,
         /// What it said.
-        source: Box<object_store::Error>,
+        source: Said,
     },
     /// It is encrypted, and not to us.
     #[error(
@@ -171,7 +174,7 @@ pub enum StoreError {
         /// The store.
         url: String,
         /// What happened.
-        source: Box<object_store::Error>,
+        source: Said,
     },
 }
 
@@ -487,19 +490,19 @@ impl Store {
                 StoreError::Denied {
                     name,
                     url,
-                    source: Box::new(source),
+                    source: Said::new(source),
                 }
             }
             source if is_denied(&source) => StoreError::Denied {
                 name,
                 url,
-                source: Box::new(source),
+                source: Said::new(source),
             },
             source => StoreError::Failed {
                 action,
                 name,
                 url,
-                source: Box::new(source),
+                source: Said::new(source),
             },
         }
     }
@@ -533,11 +536,6 @@ fn is_denied(error: &object_store::Error) -> bool {
             .any(|part| text.contains(part))
     };
     causes(error).any(|cause| is_denial(&cause.to_string()))
-}
-
-/// An error, its cause, and so on.
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |error| Error::source(*error))
 }
 
 /// A URL with what stands before the host's `@` left out.

@@ -85,8 +85,8 @@ impl Store {
         Ok(found)
     }
 
-    /// Ends an upload of which nothing will come, so that the store lets go of its parts. One that has ended already is no
-    /// error.
+    /// Ends an upload of which nothing will come, so that the store lets go of its parts. (Azure cannot be told to: it does a
+    /// week after the last one.) One that has ended already is no error.
     ///
     /// # Errors
     /// When the store fails.
