@@ -229,6 +229,7 @@ impl<S: Store> Controller<S> {
         let (ending, ended) = watch::channel(errand.ending.clone());
         let runner = Runner {
             store: Arc::clone(&self.store),
+            catalogue: self.catalogue.clone(),
             surroundings: self.surroundings.clone(),
             snapshot: self.published.snapshot.subscribe(),
             ending: ended,

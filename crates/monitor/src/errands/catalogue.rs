@@ -43,6 +43,14 @@ impl Catalogue {
 pub(crate) struct CatalogueHandle {
     newest: watch::Receiver<Arc<Catalogue>>,
     again: Arc<Notify>,
+    reads: watch::Receiver<Reads>,
+}
+
+/// How often the store was read, whether that succeeded or not.
+#[derive(Debug, Clone, Copy, Default)]
+struct Reads {
+    begun: u64,
+    ended: u64,
 }
 
 impl CatalogueHandle {
@@ -56,6 +64,15 @@ impl CatalogueHandle {
         self.again.notify_one();
     }
 
+    /// Something was done to the store: waits until a reading that has begun since is over, no longer than `limit`.
+    pub(crate) async fn read_again(&self, limit: Duration) {
+        let mut reads = self.reads.clone();
+        let begun = reads.borrow_and_update().begun;
+        self.look_again();
+        // In vain without a store, and where the store does not answer: then what is known stays what it was.
+        let _ = tokio::time::timeout(limit, reads.wait_for(|now| now.ended > begun)).await;
+    }
+
     /// Reads a store until nobody holds the handle any more. Without a store there is nothing to read, ever.
     pub(crate) fn spawn(store: Option<Store>) -> Self {
         let first = Catalogue {
@@ -64,16 +81,23 @@ impl CatalogueHandle {
         };
         let (publish, newest) = watch::channel(Arc::new(first));
         let again = Arc::new(Notify::new());
+        let (count, reads) = watch::channel(Reads::default());
         if let Some(store) = store {
-            tokio::spawn(keep_reading(store, publish, Arc::clone(&again)));
+            tokio::spawn(keep_reading(store, publish, count, Arc::clone(&again)));
         }
-        Self { newest, again }
+        Self { newest, again, reads }
     }
 }
 
-async fn keep_reading(store: Store, publish: watch::Sender<Arc<Catalogue>>, again: Arc<Notify>) {
+async fn keep_reading(
+    store: Store,
+    publish: watch::Sender<Arc<Catalogue>>,
+    count: watch::Sender<Reads>,
+    again: Arc<Notify>,
+) {
     let mut known = BTreeMap::new();
     while !publish.is_closed() {
+        count.send_modify(|reads| reads.begun += 1);
         let read = read(&store, &mut known).await;
         let pause = if read.is_ok() { PERIOD } else { AGAIN_AFTER };
         publish.send_modify(|catalogue| {
@@ -90,6 +114,7 @@ async fn keep_reading(store: Store, publish: watch::Sender<Arc<Catalogue>>, agai
                 }
             }
         });
+        count.send_modify(|reads| reads.ended = reads.begun);
         // Whichever comes first; a look that was asked for meanwhile is remembered by `again`.
         let _ = tokio::time::timeout(pause, again.notified()).await;
     }
@@ -151,4 +176,27 @@ pub fn backup_document(manifest: &Manifest) -> BackupDocument {
 
 fn whole_seconds(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_written_before_is_seen_after_it_is_read_again() {
+        const LIMIT: Duration = Duration::from_mins(1);
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&format!("file://{}", directory.path().display()), &[]).unwrap();
+        let handle = CatalogueHandle::spawn(Some(store.clone()));
+        for second in 10..30 {
+            let id: BackupId = format!("2026_12_01_03_00_{second}_bak").parse().unwrap();
+            let name = format!("{FOLDER}/{id}/{MANIFEST_NAME}");
+            store.put_once(&name, "no manifest".into()).await.unwrap();
+            handle.read_again(LIMIT).await;
+            let problem = handle.now().problem.clone();
+            assert!(problem.contains(&id.to_string()), "{id}: {problem}");
+        }
+        // Without a store there is nothing to wait for.
+        CatalogueHandle::spawn(None).read_again(LIMIT).await;
+    }
 }

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use topology::{Incarnation, InstanceId, JobId, OperationId, Role, Status};
 
+use super::catalogue::CatalogueHandle;
 use super::compose::left_out_of_master;
 use super::{Ending, ErrandInProgress, Outcome, Stage, copied};
 use crate::controller::{Denial, Event, Granted, Snapshot, What, Wish};
@@ -68,9 +69,13 @@ pub(crate) enum News {
     Ended(Outcome),
 }
 
+/// How long an errand that is over waits for the catalogue to show what it has done to the store.
+const CATALOGUE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// What a runner works with.
 pub(crate) struct Runner<S> {
     pub(crate) store: Arc<S>,
+    pub(crate) catalogue: CatalogueHandle,
     pub(crate) surroundings: Surroundings,
     pub(crate) snapshot: watch::Receiver<Arc<Snapshot>>,
     pub(crate) ending: watch::Receiver<Option<Ending>>,
@@ -99,6 +104,10 @@ impl<S: Store> Runner<S> {
             Err(Stop::Cancelled(why)) => Outcome::Cancelled(why),
             Err(Stop::Lost) => Outcome::Lost,
         };
+        if matches!(outcome, Outcome::Done(_)) {
+            // Who hears of the end may ask at once what backups there are.
+            self.catalogue.read_again(CATALOGUE_PATIENCE).await;
+        }
         // An error means that the monitor ends; the errand is still in progress in the store.
         let _ = self.tell(News::Ended(outcome)).await;
     }
