@@ -40,9 +40,9 @@ pub(crate) struct Marker {
     boot: String,
     /// The server's settings before.
     before: Settings,
-    /// Whether its binlogs are to be emptied at the end; see [`Before::joins`].
+    /// See [`Before::empties_binlogs`].
     #[serde(default)]
-    joins: bool,
+    empties_binlogs: bool,
 }
 
 /// Whether a replay runs, or one that was interrupted was not tidied up yet.
@@ -57,15 +57,16 @@ impl Marker {
             format: api::FORMAT,
             boot: boot()?,
             before: before.settings,
-            joins: before.joins,
+            empties_binlogs: before.empties_binlogs,
         })
     }
 
-    /// How the server was.
+    /// How the server was, as far as it is to be so again.
     pub(crate) fn before(&self) -> Before {
         Before {
             settings: self.before.clone(),
-            joins: self.joins,
+            joins: false,
+            empties_binlogs: self.empties_binlogs,
         }
     }
 
@@ -212,7 +213,8 @@ mod tests {
         refuse_after_a_crash_of_the_machine(directory.path()).unwrap();
         let before = Before {
             settings: Settings::from([("sync_binlog".to_owned(), "1".to_owned())]),
-            joins: true,
+            joins: false,
+            empties_binlogs: true,
         };
         let mut marker = Marker::new(before.clone()).unwrap();
         assert_eq!(marker.before(), before);

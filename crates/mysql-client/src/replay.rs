@@ -208,9 +208,9 @@ impl Server {
         Ok(names.map(str::to_owned).collect())
     }
 
-    /// Whether a replay may join small transactions to one: a MariaDB server whose binlogs hold none yet, so that they can
-    /// be emptied afterwards, and none of whose tables keeps a history of its rows, in which the rows between would be
-    /// missing.
+    /// Whether a replay may join small transactions to one: a MariaDB server whose binlogs hold none yet and nobody reads,
+    /// so that they can be emptied afterwards; none of whose tables keeps a history of its rows, in which the rows between
+    /// would be missing; and which neither skips what fails nor does more than what the rows say.
     pub async fn takes_joined_transactions(&mut self) -> Result<bool, Error> {
         /// More begin a file only where transactions are in it.
         const FIRST_EVENTS: usize = 32;
@@ -219,8 +219,10 @@ impl Server {
         if self.flavor != Flavor::Mariadb {
             return Ok(false);
         }
-        let sql = "SELECT @@global.log_bin AND @@global.slave_run_triggers_for_rbr = 'NO' AND NOT EXISTS (SELECT 1 \
-                   FROM information_schema.TABLES WHERE TABLE_TYPE = 'SYSTEM VERSIONED')";
+        let sql = "SELECT @@global.log_bin AND @@global.slave_run_triggers_for_rbr = 'NO' \
+                   AND @@global.slave_exec_mode = 'STRICT' AND @@global.slave_skip_errors = 'OFF' \
+                   AND NOT EXISTS (SELECT 1 FROM information_schema.PROCESSLIST WHERE COMMAND = 'Binlog Dump') \
+                   AND NOT EXISTS (SELECT 1 FROM information_schema.TABLES WHERE TABLE_TYPE = 'SYSTEM VERSIONED')";
         if self.query_value(sql).await?.as_deref() != Some("1") {
             return Ok(false);
         }

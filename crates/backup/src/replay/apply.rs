@@ -5,6 +5,8 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mysql_client::credentials::{Login, Password};
@@ -40,9 +42,23 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 pub struct Before {
     /// Those of its settings that a replay changes.
     pub settings: Settings,
-    /// Whether small transactions may be joined to one: its binlogs hold no transaction, so that nobody misses those
-    /// that the replay leaves there, and which are removed at its end. They have the GTIDs of the last of several.
+    /// Whether small transactions may be joined to one; see [`Server::takes_joined_transactions`].
     pub joins: bool,
+    /// Whether its binlogs are emptied at the end, since they may hold joined transactions, which have the GTIDs of the
+    /// last of several.
+    pub empties_binlogs: bool,
+}
+
+impl Before {
+    /// Of a replay that goes on after one that did not come to its end: what that one found is what counts. Nothing is
+    /// joined any more: what was asked then may have changed since.
+    #[must_use]
+    pub fn after(mut self, interrupted: Self) -> Self {
+        self.settings.extend(interrupted.settings);
+        self.joins = false;
+        self.empties_binlogs |= interrupted.empties_binlogs;
+        self
+    }
 }
 
 /// What is to be applied.
@@ -101,9 +117,10 @@ pub async fn apply<H: History>(
     publish(&service.certificate, &wish.certificate_file).map_err(ReplayError::Source)?;
     let relay_log_file_bytes = server.relay_log_file_bytes().await?;
     let relay_log_limit_bytes = RELAY_LOG_FILES * relay_log_file_bytes.max(LEAST_RELAY_LOG_FILE_BYTES);
+    let joins = Arc::new(AtomicBool::new(before.joins));
     let history = MaybeJoined {
         history,
-        joins: before.joins,
+        joins: Arc::clone(&joins),
     };
     let source = ReplicationServer::start(service, history)
         .await
@@ -112,11 +129,23 @@ pub async fn apply<H: History>(
     let replayed = async {
         detach(server).await?;
         server.set_global_settings(&wish.settings).await?;
-        server
-            .point_at_replay(source.address(), &login, &wish.certificate_file)
-            .await?;
-        server.start_replication().await?;
-        follow(server, &source, &wish.reached, relay_log_limit_bytes, &mut look).await
+        loop {
+            server
+                .point_at_replay(source.address(), &login, &wish.certificate_file)
+                .await?;
+            server.start_replication().await?;
+            let followed = follow(server, &source, &wish.reached, relay_log_limit_bytes, &mut look).await;
+            match followed {
+                // Which of several it was is not known, nor whether it stops by itself, too.
+                Err(ReplayError::Stopped(why))
+                    if applier_failed(server).await? && joins.swap(false, Ordering::Relaxed) =>
+                {
+                    tracing::warn!("{why}; from here on each transaction is applied by itself");
+                    detach(server).await?;
+                }
+                followed => return followed,
+            }
+        }
     };
     let replayed = replayed.await;
     let left = leave(server, before).await;
@@ -147,9 +176,11 @@ fn publish(certificate: &Certificate, file: &Path) -> std::io::Result<()> {
 /// When the server does not answer.
 pub async fn state_before(server: &mut Server) -> Result<Before, Error> {
     let relaxed = replay_settings(server.flavor(), Durability::Relaxed, 1);
+    let joins = server.takes_joined_transactions().await?;
     Ok(Before {
         settings: server.global_settings(relaxed.keys().map(String::as_str)).await?,
-        joins: server.takes_joined_transactions().await?,
+        joins,
+        empties_binlogs: joins,
     })
 }
 
@@ -170,7 +201,7 @@ pub async fn leave(server: &mut Server, before: &Before) -> Result<(), ReplayErr
     server.set_global_settings(&durable).await?;
     server.flush_to_disk().await?;
     detach(server).await?;
-    if before.joins {
+    if before.empties_binlogs {
         server.forget_binlogs().await?;
     }
     server.set_global_settings(&before.settings).await?;
@@ -297,6 +328,12 @@ async fn follow(
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// Whether a transaction could not be applied.
+async fn applier_failed(server: &mut Server) -> Result<bool, Error> {
+    let state = server.replay_state().await?;
+    Ok(state.is_some_and(|state| !state.applier_running && !state.applier_error.is_empty()))
 }
 
 fn check(state: &ReplayState, may_still_connect: bool) -> Result<(), ReplayError> {

@@ -10,12 +10,16 @@
 //! ```
 //!
 //! The rows are changed in the same order as before, and nobody sees the server between two of them, so the tables are
-//! the same in the end. What is not certainly so goes out as it came: see [`Joiner`].
+//! the same in the end. What is not certainly so goes out as it came: see [`Joiner`]. Where events end is counted back from
+//! the end of the last transaction, as in a file that holds them so: replicas add up what they receive.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use mysql_client::binlog::{
-    Checksum, EventHeader, Gtid, GtidEvent, HEADER_BYTES, ROWS_FLAGS_AT, RowsHeader, TableMap, event_type,
-    rows_flag,
+    Checksum, EventHeader, Gtid, GtidEvent, HEADER_BYTES, ROWS_FLAGS_AT, RowsChange, RowsHeader, TableMap,
+    event_type, rows_flag,
 };
 use topology::gtid::MariadbGtid;
 
@@ -42,28 +46,31 @@ const VERSIONING: &[u8] = b"VERSIONING";
 /// - it is not of tables with transactions alone, is a definition, or a part of an XA transaction;
 /// - it has statements, not rows: what they do can depend on the session and on what was committed;
 /// - it was written without checks of foreign keys or unique keys, for which the engine has ways of its own;
+/// - it takes numbers of a sequence, which a rollback does not give back in the server's memory;
 /// - it is long.
 ///
 /// After a definition that may give a table system versioning nothing is joined any more: such a table keeps no
 /// history of what one transaction changes twice.
 #[derive(Debug)]
 pub(super) struct Joiner {
+    /// Whether anything is joined: for all readings of one history, of which a later one begins behind such a definition.
+    joins: Arc<AtomicBool>,
     checksum: Checksum,
     /// Of the transaction at hand, while it may still be joined.
     events: Vec<Bytes>,
     bytes: usize,
     batch: Option<Batch>,
-    versioned: bool,
 }
 
 impl Joiner {
-    pub(super) fn new() -> Self {
+    /// Joins for as long as `joins` says so.
+    pub(super) fn new(joins: Arc<AtomicBool>) -> Self {
         Self {
+            joins,
             checksum: Checksum::None,
             events: Vec::new(),
             bytes: 0,
             batch: None,
-            versioned: false,
         }
     }
 
@@ -107,8 +114,7 @@ impl Joiner {
 
     /// An event comes that is too long to be looked at; gives out everything before it.
     pub(super) fn long_event(&mut self, out: &mut BytesMut) {
-        self.versioned = true;
-        self.give_up(out);
+        self.join_no_more();
         self.finish(out);
     }
 
@@ -121,7 +127,7 @@ impl Joiner {
     }
 
     fn may_join(&self, header: &EventHeader, event: &[u8]) -> bool {
-        !self.versioned
+        self.joins.load(Ordering::Relaxed)
             && header.flags & SKIP_REPLICATION == 0
             && begin_of(header, event).is_some_and(|begin| begin.ordinary)
     }
@@ -163,8 +169,12 @@ impl Joiner {
         }
     }
 
-    fn look_at_definition(&mut self, header: &EventHeader, event: &[u8]) {
-        self.versioned |= match header.event_type {
+    fn join_no_more(&self) {
+        self.joins.store(false, Ordering::Relaxed);
+    }
+
+    fn look_at_definition(&self, header: &EventHeader, event: &[u8]) {
+        let may_version = match header.event_type {
             event_type::QUERY => event
                 .windows(VERSIONING.len())
                 .any(|window| window.eq_ignore_ascii_case(VERSIONING)),
@@ -172,6 +182,9 @@ impl Joiner {
             event_type::QUERY_COMPRESSED => true,
             _ => false,
         };
+        if may_version {
+            self.join_no_more();
+        }
     }
 }
 
@@ -196,11 +209,19 @@ struct Batch {
     begin: Bytes,
     gtid: MariadbGtid,
     maps: Vec<Map>,
-    rows: Vec<Bytes>,
+    rows: Vec<Rows>,
     /// The last one's end.
     end: Bytes,
     bytes: usize,
     transactions: u32,
+}
+
+/// An event of changed rows.
+#[derive(Debug)]
+struct Rows {
+    table_id: u64,
+    change: RowsChange,
+    event: Bytes,
 }
 
 /// The event that gives a table a number.
@@ -220,6 +241,15 @@ impl Map {
     fn table(&self) -> Option<(&str, &str)> {
         let map = TableMap::parse(self.body()).ok()?;
         Some((map.schema, map.table))
+    }
+
+    /// Whether it is a table as sequences have it: eight columns, of which the fifth, sixth and eighth are BIGINT and the
+    /// seventh is TINYINT. Other tables may be so, too.
+    fn may_be_sequence(&self) -> bool {
+        const BIGINT: u8 = 8;
+        const TINYINT: u8 = 1;
+        TableMap::parse(self.body())
+            .is_ok_and(|map| matches!(map.columns, [8, _, _, _, _, BIGINT, BIGINT, TINYINT, BIGINT, ..]))
     }
 
     /// Whether both can be said in one statement: the same of the same table, or of two tables.
@@ -272,14 +302,18 @@ impl Batch {
                 return None;
             }
             statement_ends = rows.flags & rows_flag::STATEMENT_ENDS != 0;
-            batch.rows.push(event.clone());
+            batch.rows.push(Rows {
+                table_id: rows.table_id,
+                change: rows.change,
+                event: event.clone(),
+            });
         }
         statement_ends.then_some(batch)
     }
 
     /// `None` when it does not agree with what is there.
     fn add_map(&mut self, map: Map) -> Option<()> {
-        if !self.maps.iter().all(|other| other.agrees_with(&map)) {
+        if map.may_be_sequence() || !self.maps.iter().all(|other| other.agrees_with(&map)) {
             return None;
         }
         if self.maps.iter().all(|other| other.table_id != map.table_id) {
@@ -312,35 +346,60 @@ impl Batch {
         }
     }
 
-    /// As one transaction of one statement.
+    /// As one transaction, of as few statements as may be.
     fn write(&self, checksum: Checksum, out: &mut BytesMut) {
-        out.reserve(self.bytes);
-        out.extend_from_slice(&self.begin);
-        for map in &self.maps {
-            out.extend_from_slice(&map.event);
+        let mut events = vec![self.begin.clone()];
+        let mut rest = &self.rows[..];
+        while let Some(first) = rest.first() {
+            let length = rest
+                .iter()
+                .position(|rows| !may_follow(first.change, rows.change));
+            let (statement, after) = rest.split_at(length.unwrap_or(rest.len()));
+            rest = after;
+            let is_used = |map: &&Map| statement.iter().any(|rows| rows.table_id == map.table_id);
+            events.extend(self.maps.iter().filter(is_used).map(|map| map.event.clone()));
+            for (number, rows) in statement.iter().enumerate() {
+                events.push(end_statement(&rows.event, number + 1 == statement.len()));
+            }
         }
-        for (number, rows) in self.rows.iter().enumerate() {
+        events.push(self.end.clone());
+        self.place(&events, checksum, out);
+    }
+
+    /// Writes events so that they end where the last transaction ended, each with its place and its checksum.
+    fn place(&self, events: &[Bytes], checksum: Checksum, out: &mut BytesMut) {
+        let end = EventHeader::parse(&self.end).map_or(0, |header| header.end_position);
+        let length: usize = events.iter().map(Bytes::len).sum();
+        // Positions are 32 bits wide and start over.
+        let mut position = (u64::from(end) + (1 << 32)) - length as u64;
+        out.reserve(length);
+        for event in events {
             let at = out.len();
-            out.extend_from_slice(rows);
-            end_statement(&mut out[at..], number + 1 == self.rows.len(), checksum);
+            out.extend_from_slice(event);
+            // They were whole when they came.
+            let _placed = EventHeader::place(&mut out[at..], position, checksum);
+            position += event.len() as u64;
         }
-        out.extend_from_slice(&self.end);
     }
 }
 
-/// Says in a rows event whether its statement ends with it.
-fn end_statement(event: &mut [u8], ends: bool, checksum: Checksum) {
-    let field = ROWS_FLAGS_AT..ROWS_FLAGS_AT + 2;
+/// Whether a statement that begins with such rows may go on with others. MariaDB opens the tables on which foreign keys act
+/// for what the first of them do: after an insert, which may replace, for all; else for that alone, and what an insert checks
+/// needs nothing opened.
+fn may_follow(first: RowsChange, next: RowsChange) -> bool {
+    first == RowsChange::Insert || next == RowsChange::Insert || first == next
+}
+
+/// A rows event that says whether its statement ends with it.
+fn end_statement(event: &Bytes, ends: bool) -> Bytes {
     let flags = u16::from_le_bytes([event[ROWS_FLAGS_AT], event[ROWS_FLAGS_AT + 1]]);
     if (flags & rows_flag::STATEMENT_ENDS != 0) == ends {
-        return;
+        return event.clone();
     }
-    event[field].copy_from_slice(&(flags ^ rows_flag::STATEMENT_ENDS).to_le_bytes());
-    if checksum == Checksum::Crc32 {
-        let content = event.len() - checksum.bytes();
-        let sum = crc32fast::hash(&event[..content]);
-        event[content..].copy_from_slice(&sum.to_le_bytes());
-    }
+    let mut event = event.to_vec();
+    let flags = flags ^ rows_flag::STATEMENT_ENDS;
+    event[ROWS_FLAGS_AT..ROWS_FLAGS_AT + 2].copy_from_slice(&flags.to_le_bytes());
+    event.into()
 }
 
 #[cfg(test)]
@@ -415,9 +474,31 @@ mod tests {
         ]
     }
 
-    fn joined(events: &[Vec<Bytes>]) -> Vec<Bytes> {
-        let mut joiner = Joiner::new();
+    fn joiner() -> Joiner {
+        let mut joiner = Joiner::new(Arc::new(AtomicBool::new(true)));
         joiner.begin_file(Checksum::Crc32);
+        joiner
+    }
+
+    /// What goes out, with checksums that are right, and without saying where events end.
+    fn joined(events: &[Vec<Bytes>]) -> Vec<Bytes> {
+        let without_place = |event: Bytes| {
+            let (content, sum) = event.split_at(event.len() - 4);
+            assert_eq!(sum, crc32fast::hash(content).to_le_bytes());
+            ending_at(0, event.to_vec())
+        };
+        sent(events).into_iter().map(without_place).collect()
+    }
+
+    /// An event that says where it ends, with a checksum that is right.
+    fn ending_at(end: u32, mut event: Vec<u8>) -> Bytes {
+        let start = u64::from(end) + (1 << 32) - event.len() as u64;
+        EventHeader::place(&mut event, start, Checksum::Crc32).unwrap();
+        event.into()
+    }
+
+    fn sent(events: &[Vec<Bytes>]) -> Vec<Bytes> {
+        let mut joiner = joiner();
         let mut out = BytesMut::new();
         for event in events.iter().flatten() {
             joiner.take(event.clone(), &mut out);
@@ -510,12 +591,67 @@ mod tests {
             rows(18, 3, 0),
             end(),
         ]);
+        // Numbers of a sequence.
+        let sequence = [
+            18, 0, 0, 0, 0, 0, 1, 0, 1, b'd', 0, 1, b's', 0, 8, 8, 8, 8, 8, 8, 8, 1, 8, 0, 0,
+        ];
+        let sequence = event(event_type::TABLE_MAP, &sequence);
+        special(vec![begin(0, 3, ORDINARY), sequence, row(18, 3), end()]);
         // Long.
         let mut long = vec![begin(0, 3, ORDINARY), map(18, "t", 3)];
         long.extend(std::iter::repeat_n(row(18, 3), LONGEST_BYTES / 30));
         long.push(end());
         special(long);
         assert_untouched(&[vec![row(18, 3), end()]]);
+    }
+
+    #[test]
+    fn a_statement_goes_on_with_what_its_first_rows_have_tables_opened_for() {
+        let change = |sequence, kind: usize| {
+            let mut row = row(18, 7).to_vec();
+            row[4] = event_type::ROWS_V1[kind];
+            let row = ending_at(0, row);
+            vec![begin(0, sequence, ORDINARY), map(18, "t", 3), row, end()]
+        };
+        let statements = |kinds: &[usize]| {
+            let transactions: Vec<_> = (1_u64..)
+                .zip(kinds)
+                .map(|(sequence, kind)| change(sequence, *kind))
+                .collect();
+            let events = joined(&transactions);
+            let count = |wanted: &dyn Fn(&Bytes) -> bool| events.iter().filter(|event| wanted(event)).count();
+            let maps = count(&|event| event[4] == event_type::TABLE_MAP);
+            let ends =
+                count(&|event| event_type::ROWS_V1.contains(&event[4]) && event[ROWS_FLAGS_AT] & 1 == 1);
+            assert_eq!(count(&|event| event[4] == event_type::MARIADB_GTID), 1);
+            assert_eq!(maps, ends, "each statement names its table and ends");
+            maps
+        };
+        let [insert, update, delete] = [0, 1, 2];
+        assert_eq!(statements(&[insert, update, delete, update]), 1);
+        assert_eq!(statements(&[update, insert, update]), 1);
+        assert_eq!(statements(&[update, delete, delete, insert, update]), 3);
+    }
+
+    #[test]
+    fn events_end_where_they_would_in_a_file_that_holds_them_so() {
+        let ends = |end: u32| {
+            let mut last = insert(9, 5);
+            last[4] = ending_at(end, last[4].to_vec());
+            let sent = sent(&[insert(5, 1), insert(6, 2), last]);
+            let headers: Vec<EventHeader> = sent
+                .iter()
+                .map(|event| EventHeader::parse(event).unwrap())
+                .collect();
+            for pair in headers.windows(2) {
+                assert_eq!(
+                    pair[0].end_position.wrapping_add(pair[1].length),
+                    pair[1].end_position
+                );
+            }
+            headers.last().unwrap().end_position
+        };
+        assert_eq!([ends(100_000), ends(10)], [100_000, 10]);
     }
 
     #[test]
@@ -527,7 +663,7 @@ mod tests {
         let mut other_server = alone(6);
         let mut begin = other_server[0].to_vec();
         begin[5] = 2;
-        other_server[0] = begin.into();
+        other_server[0] = ending_at(0, begin);
         assert_untouched(&[alone(5), other_server, alone(7)]);
     }
 
@@ -571,8 +707,7 @@ mod tests {
             joined(&[definition("ALTER TABLE t"), alone(6), alone(7)]).len(),
             7
         );
-        let mut joiner = Joiner::new();
-        joiner.begin_file(Checksum::Crc32);
+        let mut joiner = joiner();
         let mut out = BytesMut::new();
         joiner.long_event(&mut out);
         for event in [alone(6), alone(7)].concat() {

@@ -1,6 +1,8 @@
 //! A history whose small transactions are joined, see [`super::join`].
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use mysql_client::binlog::{EventHeader, FormatDescription, HEADER_BYTES};
@@ -8,11 +10,11 @@ use mysql_client::replication_server::{Feed, History, HistoryError, Piece, Repli
 
 use super::join::Joiner;
 
-/// A history, as it is or joined.
+/// A history, joined for as long as that may be.
 #[derive(Debug, Clone)]
 pub(super) struct MaybeJoined<H> {
     pub(super) history: H,
-    pub(super) joins: bool,
+    pub(super) joins: Arc<AtomicBool>,
 }
 
 impl<H: History> History for MaybeJoined<H> {
@@ -21,7 +23,10 @@ impl<H: History> History for MaybeJoined<H> {
     async fn open(&self, replica: Replica) -> Result<Self::Feed, HistoryError> {
         Ok(MaybeJoinedFeed {
             feed: self.history.open(replica).await?,
-            joiner: self.joins.then(Joiner::new),
+            joiner: self
+                .joins
+                .load(Ordering::Relaxed)
+                .then(|| Joiner::new(Arc::clone(&self.joins))),
             ready: VecDeque::new(),
         })
     }

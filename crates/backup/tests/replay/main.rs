@@ -115,6 +115,7 @@ async fn right_or_refused_by_name(source: &BareServer, replica: &BareServer, pla
     // Its binlogs are to have each transaction by itself.
     let unjoined = Before {
         joins: false,
+        empties_binlogs: false,
         ..state_before(&mut root).await.unwrap()
     };
     replay_into(replica, place, &[], Target::End, &unjoined)

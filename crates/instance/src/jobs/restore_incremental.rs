@@ -408,10 +408,8 @@ async fn replay_marked<H: History>(
     let interrupted = Marker::load(data_directory)?;
     let is_new = interrupted.is_none();
     let mut before = state_before(server).await?;
-    // A replay before this one did not come to its end: what it found is what counts.
-    if let Some(found) = interrupted.map(|marker| marker.before()) {
-        before.settings.extend(found.settings);
-        before.joins |= found.joins;
+    if let Some(marker) = interrupted {
+        before = before.after(marker.before());
     }
     Marker::new(before.clone())?.store(data_directory)?;
     // ▲ Asked once more, with a report that tells of the marker: from now on the monitor gives it no role.
