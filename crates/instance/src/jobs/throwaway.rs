@@ -99,7 +99,8 @@ impl Throwaway {
             format!("--innodb-buffer-pool-size={BUFFER_POOL}").into(),
         ];
         let own: &[&str] = match work.binaries.flavor {
-            Flavor::Mariadb => &["--skip-slave-start"],
+            // There is no binlog that could tell how a prepared transaction ended; see `restore::position`.
+            Flavor::Mariadb => &["--skip-slave-start", "--tc-heuristic-recover=ROLLBACK"],
             Flavor::Mysql => &[
                 "--mysqlx=OFF",
                 "--secure-file-priv=NULL",
