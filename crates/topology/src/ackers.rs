@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::cluster::{Durability, Member, Role};
+use crate::gtid::Transactions;
 use crate::ids::InstanceId;
 use crate::observation::{Observation, Receiver};
 use crate::plan::{Change, RELAXED_SYNC_EVENTS, Step};
@@ -119,9 +120,14 @@ fn has_nearly_received(situation: &Situation<'_>, id: &InstanceId) -> bool {
     };
     let earlier = view.earlier.as_ref().map(|(_, had)| had);
     let had = earlier.unwrap_or(&master_seen.transactions);
+    has_received(seen, had)
+}
+
+/// Whether a replica has all of `wanted`, applied or not.
+pub(crate) fn has_received(seen: &Observation, wanted: &Transactions) -> bool {
     let received = seen.replication.as_ref().map(|replication| &replication.received);
-    seen.transactions.lacks(had).is_nothing()
-        || received.is_some_and(|received| received.covers(&seen.transactions, had).is_nothing())
+    seen.transactions.lacks(wanted).is_nothing()
+        || received.is_some_and(|received| received.covers(&seen.transactions, wanted).is_nothing())
 }
 
 /// Who will acknowledge when it has received what was written before; until then commits wait for nobody. Names with

@@ -421,7 +421,7 @@ fn waits_in_vain(situation: &Situation<'_>, seen: &Observation) -> bool {
                 && situation.replicates(id)
                 && situation
                     .trusted(id)
-                    .is_some_and(|acker| acker.transactions.lacks(&seen.transactions).is_nothing())
+                    .is_some_and(|acker| ackers::has_received(acker, &seen.transactions))
         })
 }
 
