@@ -379,26 +379,19 @@ fn readable_below(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// A store of which one backup is kept, and in which everything is encrypted. The monitor opens no data.
+/// A store of which one backup is kept, and in which everything is encrypted: its documents with the catalogue key that is
+/// among the cluster's secrets. The monitor opens no data.
 fn encrypted(store: &Path, keys: &Path) -> Tuning {
     let url = format!("file://{}", store.display());
-    let [owner, catalogue] = ["owner", "catalogue"].map(|name| {
-        let (path, key) = (keys.join(name), new_identity());
-        std::fs::write(&path, key.expose()).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
-        (path.display().to_string(), key)
-    });
-    let recipient: age::x25519::Identity = owner.1.expose().parse().unwrap();
-    let monitor = format!(
-        "backup = {{ keep_count = 1, store = \"{url}\", catalogue_identity_file = \"{}\" }}",
-        catalogue.0
-    );
+    let (path, owner) = (keys.join("owner"), new_identity());
+    std::fs::write(&path, owner.expose()).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+    let recipient: age::x25519::Identity = owner.expose().parse().unwrap();
+    let monitor = format!("backup = {{ keep_count = 1, store = \"{url}\" }}");
     let instance = format!(
-        "backup_store = \"{url}\"\nbackup_recipients = [\"{}\"]\nbackup_identity_file = \"{}\"\n\
-         backup_catalogue_identity_file = \"{}\"",
+        "backup_store = \"{url}\"\nbackup_recipients = [\"{}\"]\nbackup_identity_file = \"{}\"",
         recipient.to_public(),
-        owner.0,
-        catalogue.0
+        path.display(),
     );
     Tuning {
         monitor: toml::from_str(&monitor).unwrap(),
