@@ -18,7 +18,10 @@ pub(super) const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 
 /// For an applier to finish what was received. A target of a switchover has next to nothing left to do; another
 /// replica may be some seconds behind, and then the step is repeated.
-const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// The same for one that is to follow nobody: commits wait for it no more, and what it has received is finite.
+pub(super) const LAST_DRAIN_LIMIT: Duration = Duration::from_mins(1);
 
 /// How often a receiver is stopped in the hope that it is between two transactions: under load each stop has a
 /// chance of about one half.
@@ -32,13 +35,14 @@ const APPLIER_SAYS: Duration = Duration::from_secs(1);
 /// gone.
 const REST_OF_A_TRANSACTION: Duration = Duration::from_secs(1);
 
-/// Stops the receiver, lets the applier finish what was received, then stops the applier. `idle`: nothing is on its
-/// way to the receiver.
+/// Stops the receiver, lets the applier finish what was received within `limit`, then stops the applier. `idle`: nothing
+/// is on its way to the receiver.
 pub(super) async fn finish_received(
     at: &InstanceId,
     server: &mut Server,
     seen: &Observation,
     idle: bool,
+    limit: Duration,
 ) -> Result<(), Failure> {
     let Some(replication) = &seen.replication else {
         return Ok(());
@@ -57,7 +61,7 @@ pub(super) async fn finish_received(
             server.stop_receiver().await.map_err(wrap)?;
         }
         // A master applies nothing of its former source; the wait fails when there is something.
-        return wait_until_drained(at, server).await;
+        return wait_until_drained(at, server, limit).await;
     }
     if !replication.applier_running {
         // Before the receiver is stopped: MariaDB drops the relay logs at a start after both were.
@@ -67,7 +71,7 @@ pub(super) async fn finish_received(
         if receives {
             server.stop_receiver().await.map_err(wrap)?;
         }
-        wait_until_drained(at, server).await?;
+        wait_until_drained(at, server, limit).await?;
         if idle || !receives || !left_a_part(server).await.map_err(wrap)? {
             break;
         }
@@ -81,12 +85,16 @@ pub(super) async fn finish_received(
     server.stop_replication().await.map_err(wrap)
 }
 
-pub(super) async fn wait_until_drained(at: &InstanceId, server: &mut Server) -> Result<(), Failure> {
-    match server.wait_until_drained(DRAIN_LIMIT).await {
+pub(super) async fn wait_until_drained(
+    at: &InstanceId,
+    server: &mut Server,
+    limit: Duration,
+) -> Result<(), Failure> {
+    match server.wait_until_drained(limit).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(Failure::new(format!(
             "{at} has not applied everything that it received after {} s",
-            DRAIN_LIMIT.as_secs()
+            limit.as_secs()
         ))),
         Err(error) => Err(failure(at, &error)),
     }

@@ -11,7 +11,10 @@ use topology::situation::holds_back;
 use topology::{AccountNumber, Address, Flavor, InstanceId, Observation};
 
 use super::Failure;
-use super::received::{FIRST_PAUSE, LONGEST_PAUSE, finish_received, is_stopped, wait_until_drained};
+use super::received::{
+    DRAIN_LIMIT, FIRST_PAUSE, LAST_DRAIN_LIMIT, LONGEST_PAUSE, finish_received, is_stopped,
+    wait_until_drained,
+};
 use super::world::{RealWorld, failure, look};
 
 /// For a source to have what its new replica has.
@@ -173,7 +176,7 @@ impl RealWorld {
                         && server.receives_from_another_while_applying() =>
                 {
                     server.stop_receiver().await.map_err(wrap)?;
-                    wait_until_drained(at, &mut server).await?;
+                    wait_until_drained(at, &mut server, DRAIN_LIMIT).await?;
                     let has = server.transactions().await.map_err(wrap)?;
                     self.wait_until_source_has(source, at, &has).await?;
                     server.set_semi_sync_replica(acknowledge).await.map_err(wrap)?;
@@ -181,7 +184,7 @@ impl RealWorld {
                     server.start_receiver().await.map_err(wrap)?;
                 }
                 Manner::Repoint => {
-                    finish_received(at, &mut server, &seen, false).await?;
+                    finish_received(at, &mut server, &seen, false, DRAIN_LIMIT).await?;
                     let has = server.transactions().await.map_err(wrap)?;
                     self.wait_until_source_has(source, at, &has).await?;
                     server.set_semi_sync_replica(acknowledge).await.map_err(wrap)?;
@@ -336,7 +339,7 @@ async fn stop_replication(at: &InstanceId, server: &mut Server) -> Result<String
         Some(replication) if is_stopped(replication) => return Ok("it was stopped already".to_owned()),
         Some(_) => {}
     }
-    finish_received(at, server, &seen, true).await?;
+    finish_received(at, server, &seen, true, DRAIN_LIMIT).await?;
     Ok(String::new())
 }
 
@@ -345,7 +348,7 @@ async fn forget_source(at: &InstanceId, server: &mut Server) -> Result<String, F
     if seen.replication.is_none() {
         return Ok("it followed nobody already".to_owned());
     }
-    finish_received(at, server, &seen, false).await?;
+    finish_received(at, server, &seen, false, LAST_DRAIN_LIMIT).await?;
     let wrap = |error: mysql_client::Error| failure(at, &error);
     server.forget_source().await.map_err(wrap)?;
     // Without a source it acknowledges nothing; the switch is turned off so that the next start does not either.
