@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use api::operation::{OperationDocument, StepState};
 use mysql_client::{Depth, ReadOnly, Server};
@@ -172,6 +172,8 @@ struct Writers {
 impl Writers {
     async fn start(cluster: &TestCluster) -> Self {
         const SESSIONS: usize = 8;
+        // While commits wait for nobody they are not slowed down by it, and a replica on a busy machine is to keep up.
+        const PAUSE: Duration = Duration::from_millis(20);
         let mut setup = cluster.application_at("mysql-server-1").await;
         setup
             .execute("CREATE TABLE app.many (id BIGINT AUTO_INCREMENT PRIMARY KEY)")
@@ -186,6 +188,7 @@ impl Writers {
             sessions.spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
                     session.execute("INSERT INTO app.many VALUES ()").await.unwrap();
+                    tokio::time::sleep(PAUSE).await;
                 }
             });
         }
