@@ -94,7 +94,8 @@ pub enum ReplayError {
 
 /// Applies `history` at `server`, a session of a user with all rights.
 ///
-/// `before` is what [`state_before`] said, which the caller has stored: should this process end, [`leave`] brings it back. `look` is told what the server has, now and then.
+/// `before` is what [`state_before`] said, which the caller has stored: should this process end, [`leave`] brings it back.
+/// `look` is told what the server has, now and then.
 ///
 /// # Errors
 /// See [`ReplayError`]. The server is left following nobody, with its settings as before, in every case in which it
